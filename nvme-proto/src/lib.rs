@@ -1,0 +1,2 @@
+//! The standard as types and state machines.
+#![forbid(unsafe_code)]

@@ -1,0 +1,5 @@
+//! Placeholder.
+fn main() {
+    eprintln!("not built yet");
+    std::process::exit(1);
+}
