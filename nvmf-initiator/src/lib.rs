@@ -1,1 +1,6 @@
-//! Placeholder.
+//! Attaches NVMe over Fabrics namespaces: as a library, a daemon and a command line.
+
+pub mod address;
+pub mod config;
+pub mod host;
+pub mod options;
