@@ -1,0 +1,190 @@
+//! What the control thread and the shards say to each other.
+//!
+//! Messages to a shard go through its mailbox, are handled between two turns of its loop and in order. Answers come back on
+//! one-shot channels, events on one channel of all shards. None of this is on the I/O path.
+
+use std::sync::Arc;
+
+use nvme_proto::wire::{Cid, Cntlid, Nsid, Qid};
+use tokio::sync::oneshot;
+
+use crate::model::{ControllerKey, NamespaceTable, Nqn, SubsystemId};
+
+/// Where an acknowledgement or answer goes. A receiver that has gone away is no error.
+pub type Reply<T> = oneshot::Sender<T>;
+
+/// Which commands a [`ShardMessage::Pause`], [`ShardMessage::Drain`] or [`ShardMessage::Resume`] is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Commands to one namespace.
+    Namespace(SubsystemId, Nsid),
+    /// Commands of one controller.
+    Controller(ControllerKey),
+    /// Commands of every controller of the host with this NQN.
+    Host(Nqn),
+    /// Commands to every namespace of a subsystem.
+    Subsystem(SubsystemId),
+}
+
+/// What the control thread asks of a shard.
+#[derive(Debug)]
+pub enum ShardMessage {
+    /// The namespaces of a subsystem are these from now on. Commands to a namespace that is gone and that already run finish; later ones
+    /// complete with Invalid Namespace. The answer names what cannot be served by this shard, and why; it comes once the
+    /// table is in use.
+    Namespaces {
+        /// Whose.
+        subsystem: SubsystemId,
+        /// All of them.
+        table: Arc<NamespaceTable>,
+        /// Answered when the shard uses the table.
+        reply: Reply<Vec<NamespaceFault>>,
+    },
+    /// The subsystem is gone: forget its namespaces. Its controllers were dropped before.
+    ForgetSubsystem {
+        /// Which.
+        subsystem: SubsystemId,
+        /// Answered when its files are closed.
+        ack: Reply<()>,
+    },
+    /// Commands in the scope are held from now on: not handed to a backing, not completed. Those that already run go on. Pauses nest: each
+    /// needs its own [`ShardMessage::Resume`].
+    Pause {
+        /// Which commands.
+        scope: Scope,
+        /// Answered at once.
+        ack: Reply<()>,
+    },
+    /// Tell when no command in the scope runs in a backing any more. Without a pause before it that may never be.
+    Drain {
+        /// Which commands.
+        scope: Scope,
+        /// Answered when none runs.
+        ack: Reply<()>,
+    },
+    /// Ends one pause of the scope; held commands run, in their order.
+    Resume {
+        /// Which commands.
+        scope: Scope,
+        /// Answered at once.
+        ack: Reply<()>,
+    },
+    /// End the I/O queues of a controller: read no more from their sockets, let commands that run in a backing finish, drop those that still wait for
+    /// data, a buffer or a pause, send what responses the host takes, then close. Each queue also sends [`ShardEvent::QueueClosed`].
+    DropController {
+        /// Which.
+        controller: ControllerKey,
+        /// Answered when no command of it runs any more and its sockets are shut: nothing of the old association can
+        /// reach storage after that. This is what fences an association from its successor.
+        ack: Reply<()>,
+    },
+    /// The Abort command: end the command `cid` of an I/O queue.
+    Abort {
+        /// The controller.
+        controller: ControllerKey,
+        /// Its I/O queue.
+        qid: Qid,
+        /// The command to end.
+        cid: Cid,
+        /// Whether the command was aborted, it then completed with Command Abort Requested; `false` when it is unknown here or ran to its end.
+        reply: Reply<bool>,
+    },
+    /// Tell about the shard.
+    Stats {
+        /// The answer.
+        reply: Reply<ShardStats>,
+    },
+    /// Drain and close every queue, then end the thread.
+    Stop {
+        /// Answered when everything is closed.
+        ack: Reply<()>,
+    },
+}
+
+/// Why a shard cannot serve a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamespaceFault {
+    /// Which.
+    pub nsid: Nsid,
+    /// What is wrong and what to do.
+    pub reason: String,
+}
+
+/// What a shard tells the control thread on its own.
+#[derive(Debug)]
+pub enum ShardEvent {
+    /// An I/O queue is gone: its commands have finished and its socket is closed.
+    QueueClosed {
+        /// The shard that had it.
+        shard: usize,
+        /// The controller.
+        controller: ControllerKey,
+        /// The queue.
+        qid: Qid,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// The shard's thread ended without being asked to; its queues are gone.
+    Failed {
+        /// The shard.
+        shard: usize,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// Why an I/O queue ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The host closed the connection.
+    HostClosed,
+    /// The host sent a Disconnect command for the queue.
+    Disconnected,
+    /// The host broke the protocol and was told so with a termination request.
+    Violation(String),
+    /// The host ended the connection with a termination request.
+    Terminated(String),
+    /// The socket failed.
+    Socket(String),
+    /// The host took no data or sent none of what it promised for too long, while others waited for the buffers it held.
+    Stalled,
+    /// Asked for by [`ShardMessage::DropController`] or [`ShardMessage::Stop`].
+    Dropped,
+}
+
+/// State of a shard, for metrics and tests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// I/O queues it has.
+    pub queues: Vec<QueueStats>,
+    /// Bytes of data buffers in use.
+    pub buffer_bytes_in_use: u64,
+    /// Bytes of memory that data buffers took from the system so far.
+    pub buffer_bytes_reserved: u64,
+    /// Commands that wait for a buffer.
+    pub waiting_for_buffer: u64,
+    /// Times the loop went to the kernel.
+    pub enters: u64,
+    /// Turns of the loop that found something to do.
+    pub busy_turns: u64,
+}
+
+/// State of one I/O queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Its controller.
+    pub controller: ControllerKey,
+    /// Its identifier.
+    pub qid: Qid,
+    /// Commands received and not yet completed.
+    pub in_flight: u32,
+    /// Commands received since the connection was adopted.
+    pub commands: u64,
+}
+
+impl ControllerKey {
+    /// The controller `cntlid` of `subsystem`.
+    pub fn new(subsystem: SubsystemId, cntlid: Cntlid) -> Self {
+        Self { subsystem, cntlid }
+    }
+}
