@@ -9,9 +9,11 @@ use super::address::TcpAddress;
 use super::file::{self, DEFAULT_MODEL};
 use super::identity::Identity;
 use super::limits::{self, KeepAliveBounds, Limits, TcpOptions};
+use super::nqn::subsystem_nqn;
 use super::problem::{Collector, Place, Problems};
-use super::rules;
-use super::{ByteSize, Config, CoreSet, NamespaceConfig, Storage, SubsystemConfig};
+use super::rules::{self, StorageUsers};
+use super::{ByteSize, Config, CoreSet, NamespaceConfig, SubsystemConfig};
+use crate::backend::BackingSpec;
 
 /// Where the target listens when nothing else is said: this machine only.
 pub const DEFAULT_LISTEN: TcpAddress = TcpAddress(std::net::SocketAddr::new(
@@ -126,7 +128,7 @@ pub struct Cli {
 
     /// The namespaces of the quick form, in the order given.
     #[arg(skip)]
-    pub namespaces: Vec<Storage>,
+    pub namespaces: Vec<BackingSpec>,
 }
 
 /// `PATH[:SIZE]`.
@@ -178,23 +180,23 @@ impl Cli {
 
     fn from_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut cli = Self::from_arg_matches(matches)?;
-        let mut ordered: Vec<(usize, Storage)> = Vec::new();
-        let mut add = |flag: &str, storages: Vec<Storage>| {
+        let mut ordered: Vec<(usize, BackingSpec)> = Vec::new();
+        let mut add = |flag: &str, storages: Vec<BackingSpec>| {
             let indices = matches.indices_of(flag).into_iter().flatten();
             ordered.extend(indices.zip(storages));
         };
-        let file = |arg: &FileArg| Storage::File {
+        let file = |arg: &FileArg| BackingSpec::File {
             path: arg.path.clone(),
             size_bytes: arg.size_bytes,
         };
         add("file", cli.file.iter().map(file).collect());
-        let block = |path: &PathBuf| Storage::Block { path: path.clone() };
+        let block = |path: &PathBuf| BackingSpec::Block { path: path.clone() };
         add("block", cli.block.iter().map(block).collect());
-        let passthru = |path: &PathBuf| Storage::Passthru { path: path.clone() };
+        let passthru = |path: &PathBuf| BackingSpec::Passthrough { path: path.clone() };
         add("passthru", cli.passthru.iter().map(passthru).collect());
-        let memory = |size: &ByteSize| Storage::Memory { size_bytes: size.0 };
+        let memory = |size: &ByteSize| BackingSpec::Memory { size_bytes: size.0 };
         add("memory", cli.memory.iter().map(memory).collect());
-        let null = |size: &ByteSize| Storage::Null { size_bytes: size.0 };
+        let null = |size: &ByteSize| BackingSpec::Null { size_bytes: size.0 };
         add("null", cli.null.iter().map(null).collect());
         ordered.sort_by_key(|(index, _)| *index);
         cli.namespaces = ordered.into_iter().map(|(_, storage)| storage).collect();
@@ -256,19 +258,15 @@ impl Cli {
             );
             return None;
         }
-        let nqn = match &self.nqn {
-            Some(nqn) => {
-                problems.ok(&Place::key("--nqn"), super::nqn::check_subsystem_nqn(nqn));
-                nqn.clone()
-            }
-            None => identity.default_nqn(),
-        };
+        let name = self.nqn.clone().unwrap_or_else(|| identity.default_nqn());
+        let nqn = problems.ok(&Place::key("--nqn"), subsystem_nqn(&name));
         let block_bytes = self.block_size.and_then(|bytes| {
             problems.ok(&Place::key("--block-size"), rules::check_block_size(bytes))
         });
         let mut namespaces = Vec::new();
+        let mut users = StorageUsers::default();
         for (index, storage) in self.namespaces.iter().enumerate() {
-            let place = Place::key(format!("--{}", storage.kind()));
+            let place = Place::key(format!("--{}", rules::kind_of(storage)));
             let storage = match absolute(storage) {
                 Ok(storage) => storage,
                 Err(error) => {
@@ -276,16 +274,18 @@ impl Cli {
                     continue;
                 }
             };
-            if let Storage::File {
+            if let BackingSpec::File {
                 size_bytes: Some(size_bytes),
                 ..
             }
-            | Storage::Memory { size_bytes }
-            | Storage::Null { size_bytes } = storage
+            | BackingSpec::Memory { size_bytes }
+            | BackingSpec::Null { size_bytes } = storage
             {
                 problems.ok(&place, rules::check_size(size_bytes));
             }
-            let passed_through = matches!(storage, Storage::Passthru { .. });
+            let namespace = (index as u32 + 1, self.read_only);
+            users.check(&name, namespace, &storage, &place, problems);
+            let passed_through = matches!(storage, BackingSpec::Passthrough { .. });
             namespaces.push(NamespaceConfig {
                 nsid: index as u32 + 1,
                 storage,
@@ -325,16 +325,14 @@ impl Cli {
             );
         }
         let open = self.allow_any_host || self.allow_host.is_empty();
-        let hosts = rules::host_rules(open, hosts, &Place::key("--allow-any-host"), problems);
+        let hosts = rules::host_access(open, hosts, &Place::key("--allow-any-host"), problems);
         let subsystems = vec![SubsystemConfig {
-            nqn,
+            nqn: nqn?,
             serial: None,
             model: DEFAULT_MODEL.to_owned(),
             hosts,
             namespaces,
         }];
-        let storage_place = |_, n: usize| Place::key(format!("--{}", self.namespaces[n].kind()));
-        rules::check_shared_storage(&subsystems, storage_place, problems);
         Some(Config {
             listeners,
             subsystems,
@@ -349,13 +347,18 @@ impl Cli {
 }
 
 /// The storage with its path made absolute, so that the working directory does not enter the namespace's identity.
-fn absolute(storage: &Storage) -> std::io::Result<Storage> {
+fn absolute(storage: &BackingSpec) -> std::io::Result<BackingSpec> {
     let mut storage = storage.clone();
     match &mut storage {
-        Storage::File { path, .. } | Storage::Block { path } | Storage::Passthru { path } => {
+        BackingSpec::File { path, .. }
+        | BackingSpec::Block { path }
+        | BackingSpec::Passthrough { path } => {
             *path = std::path::absolute(&*path)?;
         }
-        Storage::Memory { .. } | Storage::Null { .. } => {}
+        BackingSpec::Memory { .. } | BackingSpec::Null { .. } => {}
     }
     Ok(storage)
 }
+
+#[cfg(test)]
+mod tests;

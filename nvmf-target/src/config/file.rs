@@ -13,10 +13,11 @@ use uuid::Uuid;
 use super::address::TcpAddress;
 use super::cli::DEFAULT_LISTEN;
 use super::limits::{self, KeepAliveBounds, Limits, TcpOptions};
-use super::nqn::check_subsystem_nqn;
+use super::nqn::subsystem_nqn;
 use super::problem::{Collector, Place, Problem, Problems};
-use super::rules::{self, Unique};
-use super::{ByteSize, Config, CoreSet, NamespaceConfig, Storage, SubsystemConfig};
+use super::rules::{self, StorageUsers, Unique};
+use super::{ByteSize, Config, CoreSet, NamespaceConfig, SubsystemConfig};
+use crate::backend::BackingSpec;
 
 /// The model number where none is given.
 pub const DEFAULT_MODEL: &str = "nvmf-target";
@@ -165,9 +166,7 @@ impl RawFile {
             None => vec![DEFAULT_LISTEN],
         };
         let busy_poll_us = ranged("busy-poll", self.busy_poll, &limits::BUSY_POLL_US, problems);
-        let places = Places::of(&self.subsystem);
         let subsystems = check_subsystems(self.subsystem, problems);
-        rules::check_shared_storage(&subsystems, |s, n| places.namespace(s, n), problems);
         Config {
             listeners,
             subsystems,
@@ -178,35 +177,6 @@ impl RawFile {
             cores: self.cores,
             busy_poll_us: busy_poll_us.unwrap_or(0) as u32,
         }
-    }
-}
-
-/// Where each namespace's storage is written, for checks over all of them.
-struct Places(Vec<Vec<Place>>);
-
-impl Places {
-    fn of(subsystems: &[Spanned<RawSubsystem>]) -> Self {
-        let of_namespace = |namespace: &Spanned<RawNamespace>| match &namespace.get_ref().path {
-            Some(path) => Place::at("path", path.span()),
-            None => Place::at("namespace", namespace.span()),
-        };
-        Places(
-            subsystems
-                .iter()
-                .map(|subsystem| {
-                    subsystem
-                        .get_ref()
-                        .namespace
-                        .iter()
-                        .map(of_namespace)
-                        .collect()
-                })
-                .collect(),
-        )
-    }
-
-    fn namespace(&self, subsystem: usize, namespace: usize) -> Place {
-        self.0[subsystem][namespace].clone()
     }
 }
 
@@ -370,13 +340,16 @@ fn check_subsystems(
 ) -> Vec<SubsystemConfig> {
     let mut nqns = Unique::new("NQN");
     let mut serials = Unique::new("serial number");
-    let mut uuids = Unique::new("UUID");
+    let mut taken = Taken {
+        uuids: Unique::new("UUID"),
+        storage: StorageUsers::default(),
+    };
     let mut subsystems = Vec::new();
     for raw in raw {
         let raw = raw.into_inner();
         let place = Place::at("nqn", raw.nqn.span());
+        let name = problems.ok(&place, subsystem_nqn(raw.nqn.get_ref()));
         let nqn = raw.nqn.into_inner();
-        problems.ok(&place, check_subsystem_nqn(&nqn));
         nqns.check(nqn.clone(), "another subsystem", &place, problems);
         let serial = raw.serial.map(|serial| {
             let place = Place::at("serial", serial.span());
@@ -412,8 +385,9 @@ fn check_subsystems(
                 (host.into_inner(), place)
             })
             .collect();
-        let hosts = rules::host_rules(any, hosts, &any_place, problems);
-        let namespaces = check_namespaces(&nqn, raw.namespace, &mut uuids, problems);
+        let hosts = rules::host_access(any, hosts, &any_place, problems);
+        let namespaces = check_namespaces(&nqn, raw.namespace, &mut taken, problems);
+        let Some(nqn) = name else { continue };
         subsystems.push(SubsystemConfig {
             nqn,
             serial,
@@ -425,10 +399,16 @@ fn check_subsystems(
     subsystems
 }
 
+/// What no two namespaces of all subsystems may share.
+struct Taken {
+    uuids: Unique<Uuid>,
+    storage: StorageUsers,
+}
+
 fn check_namespaces(
     nqn: &str,
     raw: Vec<Spanned<RawNamespace>>,
-    uuids: &mut Unique<Uuid>,
+    taken: &mut Taken,
     problems: &mut Collector,
 ) -> Vec<NamespaceConfig> {
     let mut nsids = Unique::new("NSID");
@@ -453,6 +433,10 @@ fn check_namespaces(
             &nsid_place,
             problems,
         );
+        let storage_place = match &raw.path {
+            Some(path) => Place::at("path", path.span()),
+            None => whole.clone(),
+        };
         let storage = check_storage(raw.kind, raw.path, raw.size, &whole, problems);
         let block_bytes = raw.block_size.and_then(|size| {
             let place = Place::at("block-size", size.span());
@@ -474,7 +458,7 @@ fn check_namespaces(
                 )),
             };
             let uuid = problems.ok(&place, parsed)?;
-            uuids.check(uuid, &owner, &place, problems);
+            taken.uuids.check(uuid, &owner, &place, problems);
             Some(uuid)
         });
         let nguid = raw
@@ -484,6 +468,10 @@ fn check_namespaces(
             .eui64
             .and_then(|text| identifier("eui64", text, problems));
         let Some(storage) = storage else { continue };
+        let namespace = (nsid, raw.read_only);
+        taken
+            .storage
+            .check(nqn, namespace, &storage, &storage_place, problems);
         namespaces.push(NamespaceConfig {
             nsid,
             storage,
@@ -537,7 +525,7 @@ fn check_storage(
     size: Option<Spanned<ByteSize>>,
     whole: &Place,
     problems: &mut Collector,
-) -> Option<Storage> {
+) -> Option<BackingSpec> {
     let has_path = matches!(kind, RawKind::File | RawKind::Block | RawKind::Passthru);
     let size_bytes = size.and_then(|size| {
         let place = Place::at("size", size.span());
@@ -565,17 +553,17 @@ fn check_storage(
         Some(path) => {
             let path = path.into_inner();
             return Some(match kind {
-                RawKind::File => Storage::File { path, size_bytes },
-                RawKind::Block => Storage::Block { path },
-                _ => Storage::Passthru { path },
+                RawKind::File => BackingSpec::File { path, size_bytes },
+                RawKind::Block => BackingSpec::Block { path },
+                _ => BackingSpec::Passthrough { path },
             });
         }
         None if has_path => problems.push(whole, "this kind needs a path; write path = \"/PATH\""),
         None => match size_bytes {
             Some(size_bytes) if kind == RawKind::Memory => {
-                return Some(Storage::Memory { size_bytes });
+                return Some(BackingSpec::Memory { size_bytes });
             }
-            Some(size_bytes) => return Some(Storage::Null { size_bytes }),
+            Some(size_bytes) => return Some(BackingSpec::Null { size_bytes }),
             None => problems.push(
                 whole,
                 "this kind needs a size; write size = \"SIZE\", such as \"1G\"",
@@ -584,3 +572,6 @@ fn check_storage(
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

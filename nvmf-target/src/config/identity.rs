@@ -3,7 +3,8 @@
 //! A host drops a namespace whose UUID or NGUID changed, and treats two subsystems with one serial number as one.
 //! So what the operator does not give is derived from the machine-id, the subsystem's NQN and the backing's path, by
 //! SHA-256 and UUID version 5, never by chance and never from the order of namespaces. The machine-id itself is not
-//! disclosed: it enters hashes only. A memory namespace is the exception: its content is new at each start, so its
+//! disclosed: it enters hashes only. The path is taken as it was written: a link below `/dev/disk/by-id` is stable where the node
+//! that it leads to is not. A memory namespace is the exception: its content is new at each start, so its
 //! identity must be new too, or a host would go on silently on zeroes.
 
 use std::ffi::OsStr;
@@ -111,7 +112,7 @@ fn first_16(hash: &[u8; 32]) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::nqn::check_subsystem_nqn;
+    use crate::config::nqn::subsystem_nqn;
 
     const NQN: &str = "nqn.2025-01.org.example:disk1";
 
@@ -122,7 +123,10 @@ mod tests {
         assert_eq!(one.serial(NQN), two.serial(NQN));
         let path = Path::new("/srv/a.img");
         assert_eq!(one.namespace_uuid(NQN, path), two.namespace_uuid(NQN, path));
-        assert_eq!(check_subsystem_nqn(&one.default_nqn()), Ok(()));
+        assert_eq!(
+            subsystem_nqn(&one.default_nqn()).unwrap().as_str(),
+            one.default_nqn()
+        );
         assert_eq!(one.serial(NQN).len(), SERIAL_CHARS);
     }
 
@@ -132,16 +136,19 @@ mod tests {
         let identity = Identity::from_seed(b"0123456789abcdef0123456789abcdef");
         assert_eq!(
             identity.default_nqn(),
-            "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-0000-0000-000000000000"
+            "nqn.2014-08.org.nvmexpress:uuid:df6dad73-dc41-50a6-b69e-c4f33c82311d"
         );
-        assert_eq!(identity.serial(NQN), "");
+        assert_eq!(identity.serial(NQN), "306409FDB4FC5664BCB9");
         assert_eq!(
             identity
                 .namespace_uuid(NQN, Path::new("/srv/a.img"))
                 .to_string(),
-            ""
+            "2f09df7e-f348-51b3-9f08-536d624ffed8"
         );
-        assert_eq!(identity.pathless_uuid(NQN, 1).to_string(), "");
+        assert_eq!(
+            identity.pathless_uuid(NQN, 1).to_string(),
+            "449ab72c-e1b1-55b7-bf6a-5460d13e4f66"
+        );
     }
 
     #[test]

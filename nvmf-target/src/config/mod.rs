@@ -15,9 +15,6 @@ pub mod problem;
 pub mod rules;
 pub mod size;
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
-
 use uuid::Uuid;
 
 pub use address::TcpAddress;
@@ -25,6 +22,9 @@ pub use cores::CoreSet;
 pub use limits::{KeepAliveBounds, Limits, TcpOptions};
 pub use problem::{Problem, Problems};
 pub use size::ByteSize;
+
+use crate::backend::BackingSpec;
+use crate::model::{HostAccess, Nqn};
 
 /// Everything that decides how the target serves.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,24 +51,15 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq)]
 pub struct SubsystemConfig {
     /// Its NQN.
-    pub nqn: String,
+    pub nqn: Nqn,
     /// Its serial number; derived from machine and NQN when absent.
     pub serial: Option<String>,
     /// Its model number.
     pub model: String,
     /// Who may connect.
-    pub hosts: HostRules,
+    pub hosts: HostAccess,
     /// Its namespaces, NSIDs distinct.
     pub namespaces: Vec<NamespaceConfig>,
-}
-
-/// Which hosts a subsystem admits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HostRules {
-    /// Everyone.
-    Any,
-    /// The hosts of this list, and nobody if it is empty.
-    Only(BTreeSet<String>),
 }
 
 /// One namespace.
@@ -77,7 +68,7 @@ pub struct NamespaceConfig {
     /// Its identifier in the subsystem, from 1.
     pub nsid: u32,
     /// Where its blocks are.
-    pub storage: Storage,
+    pub storage: BackingSpec,
     /// 512 or 4096; `None` for what the storage's direct I/O alignment asks.
     pub block_bytes: Option<u32>,
     /// Whether writes are refused.
@@ -88,59 +79,4 @@ pub struct NamespaceConfig {
     pub nguid: Option<[u8; 16]>,
     /// Its EUI-64; none when absent.
     pub eui64: Option<[u8; 8]>,
-}
-
-/// What holds a namespace's blocks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Storage {
-    /// A regular file. With a size the file is made when it is missing and extended when it is shorter.
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The size it must have.
-        size_bytes: Option<u64>,
-    },
-    /// A block device.
-    Block {
-        /// The device node.
-        path: PathBuf,
-    },
-    /// A local NVMe namespace, its commands passed through.
-    Passthru {
-        /// The generic character device, `/dev/ngXnY`.
-        path: PathBuf,
-    },
-    /// Memory of this process, zeroes at each start.
-    Memory {
-        /// Its size.
-        size_bytes: u64,
-    },
-    /// Nothing: reads give zeroes, writes vanish.
-    Null {
-        /// Its size.
-        size_bytes: u64,
-    },
-}
-
-impl Storage {
-    /// The word for it in files and on the command line.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Storage::File { .. } => "file",
-            Storage::Block { .. } => "block",
-            Storage::Passthru { .. } => "passthru",
-            Storage::Memory { .. } => "memory",
-            Storage::Null { .. } => "null",
-        }
-    }
-
-    /// The path, where the kind has one.
-    pub fn path(&self) -> Option<&PathBuf> {
-        match self {
-            Storage::File { path, .. } | Storage::Block { path } | Storage::Passthru { path } => {
-                Some(path)
-            }
-            Storage::Memory { .. } | Storage::Null { .. } => None,
-        }
-    }
 }

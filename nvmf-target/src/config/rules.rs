@@ -1,9 +1,12 @@
 //! The checks that the command line and the file share: consistency of a whole [`Config`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
+use super::TcpAddress;
 use super::problem::{Collector, Place};
-use super::{HostRules, NamespaceConfig, Storage, SubsystemConfig, TcpAddress};
+use crate::backend::BackingSpec;
+use crate::model::{HostAccess, Nqn};
 
 /// The least size of a namespace: one block of the smallest size.
 const MIN_NAMESPACE_BYTES: u64 = 512;
@@ -95,64 +98,92 @@ pub fn check_block_size(bytes: u64) -> Result<u32, String> {
     }
 }
 
-/// Refuses storage that two namespaces would write: neither host could know of the other's writes.
-pub fn check_shared_storage(
-    subsystems: &[SubsystemConfig],
-    place: impl Fn(usize, usize) -> Place,
-    problems: &mut Collector,
-) {
-    let mut users: Vec<(&NamespaceConfig, String)> = Vec::new();
-    for (s, subsystem) in subsystems.iter().enumerate() {
-        for (n, namespace) in subsystem.namespaces.iter().enumerate() {
-            let name = format!("namespace {} of {}", namespace.nsid, subsystem.nqn);
-            let Some(path) = namespace.storage.path() else {
-                continue;
-            };
-            let other = users.iter().find(|(other, _)| {
-                other.storage.path() == Some(path) && !(other.read_only && namespace.read_only)
-            });
-            if let Some((_, first)) = other {
-                problems.push(
-                    &place(s, n),
-                    format!(
-                        "{} belongs to {first} already; storage may be shared only where both namespaces are read-only",
-                        path.display()
-                    ),
-                );
-            }
-            users.push((namespace, name));
+/// Refuses storage that two namespaces would write: neither's host could know of the other's writes.
+#[derive(Default)]
+pub struct StorageUsers(Vec<StorageUser>);
+
+struct StorageUser {
+    path: PathBuf,
+    read_only: bool,
+    subsystem: String,
+    nsid: u32,
+}
+
+impl StorageUsers {
+    /// Notes that a namespace uses `storage`, and a problem at `place` if another one does too.
+    pub fn check(
+        &mut self,
+        subsystem: &str,
+        namespace: (u32, bool),
+        storage: &BackingSpec,
+        place: &Place,
+        problems: &mut Collector,
+    ) {
+        let Some(path) = path_of(storage) else { return };
+        let (nsid, read_only) = namespace;
+        // Within one subsystem even two readers would be wrong: both would get the identifiers derived from the path.
+        let in_conflict = |other: &&StorageUser| {
+            other.path == path && (other.subsystem == subsystem || !(other.read_only && read_only))
+        };
+        if let Some(first) = self.0.iter().find(in_conflict) {
+            problems.push(
+                place,
+                format!(
+                    "{} belongs to namespace {} of {} already; only read-only namespaces of different subsystems may share storage",
+                    path.display(),
+                    first.nsid,
+                    first.subsystem
+                ),
+            );
         }
+        self.0.push(StorageUser {
+            path: path.to_owned(),
+            read_only,
+            subsystem: subsystem.to_owned(),
+            nsid,
+        });
     }
 }
 
-/// What a person calls the storage of a namespace, for messages and logs.
-pub fn describe(storage: &Storage) -> String {
+/// The word for a kind of storage, in the file and as a flag.
+pub fn kind_of(storage: &BackingSpec) -> &'static str {
     match storage {
-        Storage::File { path, .. } | Storage::Block { path } | Storage::Passthru { path } => {
-            format!("{} {}", storage.kind(), path.display())
-        }
-        Storage::Memory { size_bytes } | Storage::Null { size_bytes } => {
-            format!("{} of {}", storage.kind(), super::ByteSize(*size_bytes))
-        }
+        BackingSpec::File { .. } => "file",
+        BackingSpec::Block { .. } => "block",
+        BackingSpec::Passthrough { .. } => "passthru",
+        BackingSpec::Memory { .. } => "memory",
+        BackingSpec::Null { .. } => "null",
+    }
+}
+
+/// The path of the storage, where the kind has one.
+pub fn path_of(storage: &BackingSpec) -> Option<&Path> {
+    match storage {
+        BackingSpec::File { path, .. }
+        | BackingSpec::Block { path }
+        | BackingSpec::Passthrough { path } => Some(path),
+        BackingSpec::Memory { .. } | BackingSpec::Null { .. } => None,
     }
 }
 
 /// The rules of an access list: `any` wins, and naming hosts beside it is a contradiction.
-pub fn host_rules(
+pub fn host_access(
     any: bool,
     hosts: Vec<(String, Place)>,
     contradiction: &Place,
     problems: &mut Collector,
-) -> HostRules {
+) -> HostAccess {
     if any && !hosts.is_empty() {
         problems.push(
             contradiction,
             "any host may connect, so the list of allowed hosts would have no effect; keep one of the two",
         );
     }
-    let mut names = std::collections::BTreeSet::new();
+    let mut names = BTreeSet::new();
     for (nqn, place) in hosts {
-        problems.ok(&place, super::nqn::check_host_nqn(&nqn));
+        let Some(nqn) = problems.ok(&place, Nqn::new(&nqn)) else {
+            continue;
+        };
         if !names.insert(nqn.clone()) {
             problems.push(
                 &place,
@@ -161,8 +192,8 @@ pub fn host_rules(
         }
     }
     if any {
-        HostRules::Any
+        HostAccess::Any
     } else {
-        HostRules::Only(names)
+        HostAccess::Only(names)
     }
 }

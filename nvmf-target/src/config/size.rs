@@ -81,7 +81,7 @@ impl fmt::Display for ByteSize {
             (20, "MiB"),
             (10, "KiB"),
         ] {
-            if self.0 >= 1 << shift && self.0 % (1 << shift) == 0 {
+            if self.0 >= 1 << shift && self.0.is_multiple_of(1 << shift) {
                 return write!(f, "{} {unit}", self.0 >> shift);
             }
         }
