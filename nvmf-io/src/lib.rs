@@ -1,1 +1,37 @@
-//! Placeholder.
+//! Rings, buffers, sockets and timers: everything between the protocol and the kernel.
+//!
+//! This is the only crate of the workspace with `unsafe` code; every public item is safe to use in any order.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`buf`] | [`Buf`], counted handles to page-aligned memory, and [`BufPool`], where they come from |
+//! | [`tx`] | [`TxBatch`], what one vectored send carries |
+//! | [`ring`] | [`Ring`], one io_uring per shard |
+//! | [`mailbox`] | messages to a shard that may be asleep in its ring |
+//! | [`mem`] | the backing of memory namespaces, shared by shards |
+//! | [`net`] | listening, connecting, socket options |
+//! | [`cpu`], [`process`], [`probe`], [`timer`] | affinity; process-wide settings; what the kernel can do; deadlines |
+//! | [`sys`] | ioctls and system calls of the block device front ends |
+//!
+//! Invariant that makes the rest sound: memory that the kernel may touch is owned by an operation in the ring's
+//! slab until the final completion of that operation, whatever the caller does meanwhile.
+
+pub mod buf;
+pub mod cpu;
+pub mod mailbox;
+pub mod mem;
+pub mod net;
+pub mod probe;
+pub mod process;
+pub mod ring;
+pub mod sys;
+pub mod timer;
+pub mod tx;
+
+pub use buf::{Buf, BufPool, PoolConfig};
+pub use ring::{
+    Allocate, Completion, FileId, Interest, Ring, RingConfig, RingError, RxChunk, SockId, Token,
+    Wait, WriteFlags,
+};
+pub use rustix::io::Errno;
+pub use tx::TxBatch;

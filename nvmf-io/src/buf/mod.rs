@@ -1,0 +1,15 @@
+//! Data buffers: [`Buf`] handles, [`BufPool`] and the bookkeeping between them.
+//!
+//! Invariants:
+//! - A buffer's bytes are initialised (they start as zero pages) and page-aligned.
+//! - Handles are counted without atomics and cannot leave their thread; ring operations in flight hold handles.
+//! - A reference to the bytes exists only while (a) it came from `&mut` of the only handle, or (b) the buffer is
+//!   marked as being read, which every writer checks. Everything else copies through raw pointers.
+
+mod handle;
+mod pool;
+
+pub(crate) use handle::KernelWrite;
+pub use handle::{Buf, BufRef};
+pub(crate) use pool::Fixed;
+pub use pool::{BufPool, CLASS_BYTES, PoolConfig, ZERO_BYTES};

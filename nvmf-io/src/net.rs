@@ -1,0 +1,148 @@
+//! TCP sockets as the data path wants them.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+/// Connections that the kernel completes before they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// Options of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Send and receive buffer in bytes; `None` leaves them to the kernel's tuning, which is limited by
+    /// net.ipv4.tcp_wmem and tcp_rmem; a value is limited by net.core.wmem_max and rmem_max.
+    pub buffer_bytes: Option<usize>,
+    /// Probes of an idle connection: after this time, then every tenth of it.
+    pub keepalive: Option<Duration>,
+    /// How long sent bytes may stay unacknowledged before the connection fails.
+    pub user_timeout: Option<Duration>,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self {
+            buffer_bytes: None,
+            keepalive: Some(Duration::from_secs(60)),
+            user_timeout: None,
+        }
+    }
+}
+
+/// Applies `options`, and switches Nagle's delay off: a batch is already as much as there is to send.
+pub fn configure(socket: impl AsFd, options: &SocketOptions) -> io::Result<()> {
+    let socket = socket.as_fd();
+    sockopt::set_tcp_nodelay(socket, true)?;
+    if let Some(bytes) = options.buffer_bytes {
+        sockopt::set_socket_send_buffer_size(socket, bytes)?;
+        sockopt::set_socket_recv_buffer_size(socket, bytes)?;
+    }
+    if let Some(idle) = options.keepalive {
+        let idle = idle.max(Duration::from_secs(1));
+        sockopt::set_socket_keepalive(socket, true)?;
+        sockopt::set_tcp_keepidle(socket, idle)?;
+        sockopt::set_tcp_keepintvl(socket, (idle / 10).max(Duration::from_secs(1)))?;
+    }
+    if let Some(limit) = options.user_timeout {
+        let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        sockopt::set_tcp_user_timeout(socket, millis)?;
+    }
+    Ok(())
+}
+
+/// Listens on `address`; port 0 takes a free one. The error names the address.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let named = |what: &str, errno: Errno| {
+        let hint = match errno {
+            Errno::ADDRINUSE => ": another process listens there; choose another port",
+            Errno::ADDRNOTAVAIL => ": no interface of this machine has that address",
+            Errno::ACCESS => {
+                ": ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE"
+            }
+            _ => "",
+        };
+        io::Error::new(
+            io::Error::from(errno).kind(),
+            format!("cannot {what} {address}: {errno}{hint}"),
+        )
+    };
+    let socket = stream_socket(address).map_err(|errno| named("make a socket for", errno))?;
+    sockopt::set_socket_reuseaddr(&socket, true).map_err(|errno| named("configure", errno))?;
+    if address.is_ipv6() {
+        // Each address is listened on for itself, whatever net.ipv6.bindv6only says.
+        sockopt::set_ipv6_v6only(&socket, true).map_err(|errno| named("configure", errno))?;
+    }
+    rustix::net::bind(&socket, &address).map_err(|errno| named("bind to", errno))?;
+    rustix::net::listen(&socket, BACKLOG).map_err(|errno| named("listen on", errno))?;
+    Ok(TcpListener::from(socket))
+}
+
+/// Connects to `address` within `limit`, from `source` if given; the socket is blocking and configured.
+pub fn connect(
+    address: SocketAddr,
+    source: Option<SocketAddr>,
+    options: &SocketOptions,
+    limit: Duration,
+) -> io::Result<OwnedFd> {
+    let failed = |error: io::Error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot connect to {address}: {error}"),
+        )
+    };
+    let socket = stream_socket(address).map_err(|errno| failed(errno.into()))?;
+    configure(&socket, options).map_err(failed)?;
+    if let Some(source) = source {
+        rustix::net::bind(&socket, &source).map_err(|errno| {
+            io::Error::new(
+                io::Error::from(errno).kind(),
+                format!("cannot connect from {source}: {errno}"),
+            )
+        })?;
+    }
+    rustix::io::ioctl_fionbio(&socket, true).map_err(|errno| failed(errno.into()))?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) => {}
+        Err(Errno::INPROGRESS) => wait_connected(&socket, limit).map_err(failed)?,
+        Err(errno) => return Err(failed(errno.into())),
+    }
+    rustix::io::ioctl_fionbio(&socket, false).map_err(|errno| failed(errno.into()))?;
+    Ok(socket)
+}
+
+fn wait_connected(socket: &OwnedFd, limit: Duration) -> io::Result<()> {
+    let deadline = std::time::Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let timeout = rustix::event::Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&timeout)) {
+            Ok(0) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("no answer within {} ms", limit.as_millis()),
+                ));
+            }
+            Ok(_) => break,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    sockopt::socket_error(socket)?.map_err(io::Error::from)
+}
+
+fn stream_socket(address: SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+}

@@ -1,0 +1,169 @@
+//! Taking completions, and going on behind the caller's back with what is not finished.
+
+use io_uring::cqueue;
+use rustix::io::Errno;
+
+use super::ops::{Receive, Step, Work};
+use super::{Completion, Ring, Token};
+
+impl Ring {
+    /// The next completion; call it until there is none, then [`Ring::wait`].
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "the ring is no iterator: completions go on after `None`"
+    )]
+    pub fn next(&mut self) -> Option<Completion> {
+        loop {
+            if let Some(completion) = self.local.pop_front() {
+                return Some(completion);
+            }
+            let entry = self.uring.completion().next()?;
+            if let Some(completion) = self.reap(&entry) {
+                return Some(completion);
+            }
+        }
+    }
+
+    fn reap(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
+        let flags = entry.flags();
+        let result = match u32::try_from(entry.result()) {
+            Ok(count) => Ok(count),
+            Err(_) => Err(Errno::from_raw_os_error(-entry.result())),
+        };
+        let index = self.ops.find(entry.user_data())?;
+        let op = self.ops.get_mut(index);
+        let token = op.token;
+        match &mut op.work {
+            Work::Receive(_) => self.reap_receive(index, token, result, flags),
+            Work::ReceiveInto { range, done, .. } => {
+                let len = range.end - range.start;
+                match result {
+                    Ok(count) if count > 0 && *done + count < len => {
+                        *done += count;
+                        self.arm_receive_into(index);
+                        None
+                    }
+                    Ok(count) => {
+                        let total = *done + count;
+                        self.finish(index, token, Ok(total))
+                    }
+                    Err(errno) => self.finish(index, token, Err(errno)),
+                }
+            }
+            Work::Send { batch, done, .. } => {
+                let batch = batch.as_mut();
+                match result {
+                    Ok(count) if count > 0 && (*done + count) < batch.bytes() as u32 => {
+                        *done += count;
+                        batch.advance(count as usize);
+                        self.arm_send(index);
+                        None
+                    }
+                    Ok(count) => {
+                        let total = *done + count;
+                        self.finish(index, token, Ok(total))
+                    }
+                    Err(errno) => self.finish(index, token, Err(errno)),
+                }
+            }
+            _ if cqueue::more(flags) => Some(Completion {
+                more: true,
+                ..Completion::bare(token, result)
+            }),
+            _ => self.finish(index, token, result),
+        }
+    }
+
+    fn reap_receive(
+        &mut self,
+        index: u32,
+        token: Token,
+        result: Result<u32, Errno>,
+        flags: u32,
+    ) -> Option<Completion> {
+        let Work::Receive(Receive {
+            multishot, step, ..
+        }) = &mut self.ops.get_mut(index).work
+        else {
+            return None;
+        };
+        let multishot = *multishot;
+        let provided = cqueue::buffer_select(flags);
+        let buffer = match (*step, provided) {
+            (Step::Provided, Some(id)) => {
+                self.rx.taken();
+                Some(id)
+            }
+            (Step::Into(id), _) => Some(id),
+            _ => None,
+        };
+        // Dropped at once where nothing was received.
+        let chunk = buffer.map(|id| self.rx.chunk(id, result.unwrap_or(0)));
+        match (result, *step) {
+            (Ok(_), Step::Readable) => {
+                self.receive_readable(index);
+                None
+            }
+            (Err(Errno::AGAIN), Step::Into(_)) => {
+                *step = Step::Readable;
+                self.arm_receive(index);
+                None
+            }
+            (Err(Errno::NOBUFS), Step::Provided) => {
+                *step = Step::Starved;
+                self.starved.push_back(index);
+                None
+            }
+            (Ok(count), _) if count > 0 => {
+                if !multishot {
+                    self.ops.remove(index);
+                } else if !cqueue::more(flags) {
+                    if let Step::Into(_) = *step {
+                        *step = Step::Readable;
+                    }
+                    self.arm_receive(index);
+                }
+                Some(Completion {
+                    more: multishot,
+                    rx: chunk,
+                    ..Completion::bare(token, Ok(count))
+                })
+            }
+            (result, _) => {
+                self.ops.remove(index);
+                Some(Completion::bare(token, result))
+            }
+        }
+    }
+
+    /// Goes on with a receive without provided buffers once its socket is readable.
+    fn receive_readable(&mut self, index: u32) {
+        let free = self.rx.take_free();
+        let Work::Receive(receive) = &mut self.ops.get_mut(index).work else {
+            return;
+        };
+        if let Some(id) = free {
+            receive.step = Step::Into(id);
+            self.arm_receive(index);
+        } else {
+            receive.step = Step::Starved;
+            self.starved.push_back(index);
+        }
+    }
+
+    fn finish(
+        &mut self,
+        index: u32,
+        token: Token,
+        result: Result<u32, Errno>,
+    ) -> Option<Completion> {
+        let batch = match self.ops.remove(index) {
+            Work::Send { batch, .. } | Work::WriteVectored { batch } => Some(batch.into_box()),
+            _ => None,
+        };
+        Some(Completion {
+            batch,
+            ..Completion::bare(token, result)
+        })
+    }
+}

@@ -1,0 +1,110 @@
+//! Anonymous and device memory mappings that unmap themselves.
+//!
+//! A [`Mapping`] only ever hands out raw pointers; who forms references from them argues why at that place.
+
+use std::io;
+use std::ptr::NonNull;
+
+/// What the memory may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    ReadWrite,
+}
+
+impl Access {
+    fn bits(self) -> i32 {
+        match self {
+            // Miri only models writable anonymous memory.
+            Access::Read if cfg!(miri) => libc::PROT_READ | libc::PROT_WRITE,
+            Access::Read => libc::PROT_READ,
+            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        }
+    }
+}
+
+/// A memory mapping, unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping is only an address range that belongs to the process; unmapping works from any thread.
+unsafe impl Send for Mapping {}
+// SAFETY: through a shared reference only the base address and the length can be read.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Zeroed private memory of `len` bytes. Nothing is resident until it is touched, and no swap is reserved for it.
+    pub(crate) fn anonymous(len: usize, access: Access) -> io::Result<Self> {
+        let reserve = if cfg!(miri) { 0 } else { libc::MAP_NORESERVE };
+        Self::map(
+            len,
+            access,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | reserve,
+            -1,
+            0,
+        )
+    }
+
+    /// Like [`Mapping::anonymous`], with a base that is a multiple of `align` (a power of two).
+    pub(crate) fn anonymous_aligned(len: usize, align: usize, access: Access) -> io::Result<Self> {
+        debug_assert!(align.is_power_of_two());
+        let wide = Self::anonymous(len + align, access)?;
+        let base = wide.base.as_ptr().addr();
+        let head = base.next_multiple_of(align) - base;
+        let tail = align - head;
+        let total = wide.len;
+        let start = wide.base;
+        std::mem::forget(wide);
+        // SAFETY: `head + len + tail == total`, so all three parts lie inside the mapping that was just made and
+        // forgotten above; the two ends are given back here and the middle gets its own owner.
+        unsafe {
+            if head > 0 {
+                libc::munmap(start.as_ptr().cast(), head);
+            }
+            if tail > 0 {
+                libc::munmap(start.as_ptr().add(total - tail).cast(), tail);
+            }
+            Ok(Self {
+                base: start.add(head),
+                len,
+            })
+        }
+    }
+
+    fn map(
+        len: usize,
+        access: Access,
+        flags: i32,
+        fd: i32,
+        offset: libc::off_t,
+    ) -> io::Result<Self> {
+        // SAFETY: the address is chosen by the kernel, so that no existing mapping is replaced.
+        let base =
+            unsafe { libc::mmap(std::ptr::null_mut(), len, access.bits(), flags, fd, offset) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).expect("the kernel never maps the null page unasked");
+        Ok(Self { base, len })
+    }
+
+    /// First byte; page-aligned.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by us and belongs to this value alone.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
