@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -115,6 +115,52 @@ pub fn connect(
     Ok(socket)
 }
 
+/// Makes TCP ask the peer for a sign of life, about once a second from now on. A peer that still has the connection acknowledges, see
+/// [`since_last_acknowledgement`]; one that has given it up resets it, see [`is_closed_by_peer`]. [`configure`] goes back to
+/// normal.
+pub fn ask_for_sign_of_life(socket: impl AsFd) -> io::Result<()> {
+    let socket = socket.as_fd();
+    let second = Duration::from_secs(1);
+    sockopt::set_tcp_keepintvl(socket, second)?;
+    sockopt::set_tcp_keepidle(socket, second)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    Ok(())
+}
+
+/// Time since the peer's TCP last acknowledged anything, with a resolution of a few milliseconds.
+pub fn since_last_acknowledgement(socket: impl AsFd) -> io::Result<Duration> {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the descriptor is open as long as `socket` lives, and the kernel writes at most `len` bytes to `info`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &mut len,
+        )
+    };
+    if result == 0 {
+        Ok(Duration::from_millis(info.tcpi_last_ack_recv.into()))
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Whether the peer has closed or reset the connection, even where bytes that it sent before are still unread.
+pub fn is_closed_by_peer(socket: impl AsFd) -> bool {
+    let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let zero = rustix::event::Timespec::default();
+    let mut fds = [PollFd::new(&socket, PollFlags::RDHUP)];
+    match poll(&mut fds, Some(&zero)) {
+        Ok(_) => fds[0].revents().intersects(closed),
+        // Only a descriptor that is none could make it fail otherwise.
+        Err(errno) => errno != Errno::INTR,
+    }
+}
+
 fn wait_connected(socket: &OwnedFd, limit: Duration) -> io::Result<()> {
     let deadline = std::time::Instant::now() + limit;
     loop {
@@ -145,4 +191,54 @@ fn stream_socket(address: SocketAddr) -> Result<OwnedFd, Errno> {
         AddressFamily::INET6
     };
     rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+    use std::time::Instant;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// Polls `condition`, for which there is nothing to wait on, until it holds.
+    fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < LIMIT, "{what} within {LIMIT:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_living_peer_acknowledges_and_a_closed_one_is_seen() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        let asked = Instant::now();
+        ask_for_sign_of_life(&socket).unwrap();
+        eventually("an acknowledgement younger than the question", || {
+            since_last_acknowledgement(&socket).unwrap() + Duration::from_millis(50)
+                < asked.elapsed()
+        });
+        assert!(!is_closed_by_peer(&socket));
+        configure(&socket, &SocketOptions::default()).unwrap();
+        drop(peer);
+        eventually("the end of the stream is seen unread", || {
+            is_closed_by_peer(&socket)
+        });
+    }
+
+    #[test]
+    fn an_address_in_use_is_named_with_a_remedy() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let error = listen(address).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let text = error.to_string();
+        assert!(
+            text.contains(&address.to_string()) && text.contains("choose another port"),
+            "{text}"
+        );
+    }
 }
