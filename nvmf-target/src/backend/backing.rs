@@ -1,16 +1,20 @@
 //! A backing: an opened file, block device, NVMe namespace or piece of memory.
 //!
-//! Opened once, on the control thread, before anything is promised to a host: whatever is wrong with it is said at start. All shards share
-//! the one open file description, so that a lock or an exclusive open is held for as long as any of them uses it.
+//! Opened once, on the control thread, before anything is promised to a host: whatever is wrong with it is said at start. All
+//! shards share the one open file description, so that an exclusive open lasts for as long as any of them uses it.
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use nvmf_io::mem::SharedMemory;
+use nvmf_io::probe::direct_align;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, fstat, ftruncate, open, seek};
 use rustix::io::Errno;
 
-use super::direct;
 use super::error::BackingError;
 
 /// The block size where nothing asks for another.
@@ -76,23 +80,28 @@ pub struct Backing {
     spec: BackingSpec,
     read_only: bool,
     block_bytes: u32,
-    size_bytes: u64,
+    /// Size that is promised to hosts: as opened, or as grown since.
+    size_bytes: AtomicU64,
 }
 
 /// What is behind a [`Backing`].
 #[derive(Debug)]
 pub(super) enum Kind {
     Null,
-    File(Storage),
-    Block(Storage),
+    Memory(Arc<SharedMemory>),
+    Storage(Storage),
 }
 
 /// An open file or block device.
 #[derive(Debug)]
 pub(super) struct Storage {
-    pub(super) fd: OwnedFd,
-    /// Whether it is open with O_DIRECT.
-    pub(super) direct: bool,
+    pub(super) fd: Arc<OwnedFd>,
+    /// Unit of offsets and lengths: of direct I/O, or 1 where I/O goes through the page cache.
+    unit_bytes: u32,
+    /// Where the file was found to end before its promised size; `u64::MAX` otherwise.
+    end_bytes: AtomicU64,
+    /// Whether it was said that the file was deleted.
+    told_deleted: AtomicBool,
 }
 
 impl Backing {
@@ -103,31 +112,43 @@ impl Backing {
         {
             return Err(BackingError::BlockSize(block_bytes));
         }
-        let (kind, size_bytes, unit_bytes) = match spec {
-            BackingSpec::Null { size_bytes } => (Kind::Null, *size_bytes, DEFAULT_BLOCK_BYTES),
+        let (kind, size_bytes) = match spec {
+            BackingSpec::Null { size_bytes } => (Kind::Null, *size_bytes),
+            BackingSpec::Memory { size_bytes } => {
+                let memory =
+                    SharedMemory::new(*size_bytes).map_err(|error| BackingError::Unsupported {
+                        what: spec.to_string(),
+                        why: format!("the memory cannot be had ({error}); give a smaller size"),
+                    })?;
+                (Kind::Memory(Arc::new(memory)), *size_bytes)
+            }
             BackingSpec::File { path, size_bytes } => {
-                let (storage, size_bytes, unit) = open_file(path, *size_bytes, options.read_only)?;
-                (Kind::File(storage), size_bytes, unit)
+                let (storage, size_bytes) = open_file(path, *size_bytes, options.read_only)?;
+                (Kind::Storage(storage), size_bytes)
             }
             BackingSpec::Block { path } => {
-                let (storage, size_bytes, unit) = open_block(path, options.read_only)?;
-                (Kind::Block(storage), size_bytes, unit)
+                let (storage, size_bytes) = open_block(path, options.read_only)?;
+                (Kind::Storage(storage), size_bytes)
             }
-            BackingSpec::Memory { .. } | BackingSpec::Passthrough { .. } => {
+            BackingSpec::Passthrough { .. } => {
+                let why = "NVMe passthrough is not served yet; serve its block device with --block"
+                    .into();
                 return Err(BackingError::Unsupported {
                     what: spec.to_string(),
-                    why: "not served yet".into(),
+                    why,
                 });
             }
         };
-        let block_bytes = options.block_bytes.unwrap_or(unit_bytes);
-        if let BackingSpec::File { path, .. } | BackingSpec::Block { path } = spec
-            && block_bytes < unit_bytes
-        {
+        let required_bytes = match &kind {
+            Kind::Storage(storage) => storage.unit_bytes.max(DEFAULT_BLOCK_BYTES),
+            Kind::Null | Kind::Memory(_) => DEFAULT_BLOCK_BYTES,
+        };
+        let block_bytes = options.block_bytes.unwrap_or(required_bytes);
+        if block_bytes < required_bytes {
             return Err(BackingError::Alignment {
-                path: path.clone(),
+                what: spec.to_string(),
                 block_bytes,
-                required_bytes: unit_bytes,
+                required_bytes,
             });
         }
         if size_bytes < u64::from(block_bytes) {
@@ -142,7 +163,7 @@ impl Backing {
             spec: spec.clone(),
             read_only: options.read_only,
             block_bytes,
-            size_bytes,
+            size_bytes: AtomicU64::new(size_bytes),
         })
     }
 
@@ -161,16 +182,16 @@ impl Backing {
         self.block_bytes
     }
 
-    /// Its size when it was opened.
+    /// Its size when it was opened, or when [`Backing::resize`] looked last.
     pub fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size_bytes.load(Relaxed)
     }
 
     /// Whether I/O bypasses the page cache: always so for what has none.
     pub fn is_direct(&self) -> bool {
         match &self.kind {
-            Kind::Null => true,
-            Kind::File(storage) | Kind::Block(storage) => storage.direct,
+            Kind::Storage(storage) => storage.unit_bytes > 1,
+            Kind::Null | Kind::Memory(_) => true,
         }
     }
 
@@ -179,50 +200,103 @@ impl Backing {
         matches!(self.spec, BackingSpec::Memory { .. })
     }
 
-    /// Its size now, which differs from [`Backing::size_bytes`] when it was resized outside.
-    pub fn measure_bytes(&self) -> Result<u64, BackingError> {
-        match &self.kind {
-            Kind::Null => Ok(self.size_bytes),
-            Kind::File(storage) | Kind::Block(storage) => {
-                measure(storage.fd.as_fd()).map_err(|errno| BackingError::System {
-                    path: self.path().into(),
-                    action: "asking for its size",
-                    errno,
-                })
+    /// Whether blocks that were deallocated read as zeroes.
+    pub fn zeroes_after_deallocate(&self) -> bool {
+        matches!(
+            self.spec,
+            BackingSpec::File { .. } | BackingSpec::Memory { .. } | BackingSpec::Null { .. }
+        )
+    }
+
+    /// Looks how large it is now, after growing a file to `size_bytes` (sparse) where that is given and more. What it finds is its
+    /// size from then on; the namespaces on it are the caller's to change. Never shrinks anything.
+    pub fn resize(&self, size_bytes: Option<u64>) -> Result<u64, BackingError> {
+        let Kind::Storage(storage) = &self.kind else {
+            return Ok(self.size_bytes());
+        };
+        let system = |action, errno| BackingError::System {
+            what: self.spec.to_string(),
+            action,
+            errno,
+        };
+        let mut now = measure(&storage.fd).map_err(|errno| system("asking for its size", errno))?;
+        if let (BackingSpec::File { .. }, Some(wanted)) = (&self.spec, size_bytes)
+            && now < wanted
+            && !self.read_only
+        {
+            ftruncate(&storage.fd, wanted).map_err(|errno| system("growing it", errno))?;
+            now = wanted;
+        }
+        self.size_bytes.store(now, Relaxed);
+        storage.end_bytes.store(u64::MAX, Relaxed);
+        Ok(now)
+    }
+
+    /// Looks whether the file was truncated or deleted behind our back, and says so once. I/O goes on: what lies past the end fails with the status that
+    /// says so, a deleted file is served until the process ends. Cheap, but a system call: not for the path of every command.
+    pub fn inspect(&self) {
+        let Kind::Storage(storage) = &self.kind else {
+            return;
+        };
+        let Ok(now) = measure(&storage.fd) else {
+            return;
+        };
+        let promised = self.size_bytes();
+        let end = if now < promised { now } else { u64::MAX };
+        if storage.end_bytes.swap(end, Relaxed) != end {
+            if end == u64::MAX {
+                tracing::info!(backing = %self.spec, size_bytes = now, "has its size again");
+            } else {
+                tracing::error!(backing = %self.spec, size_bytes = now, promised_bytes = promised,
+                    "was truncated: I/O past its end fails; give it its size again (truncate -s)");
             }
+        }
+        let deleted = matches!(self.spec, BackingSpec::File { .. })
+            && fstat(&storage.fd).is_ok_and(|stat| stat.st_nlink == 0);
+        if deleted && !storage.told_deleted.swap(true, Relaxed) {
+            tracing::warn!(backing = %self.spec,
+                "was deleted: it is served until this process ends, and its blocks are lost then");
         }
     }
 
-    /// Grows a file to `size_bytes` (sparse). Never shrinks. Returns the size it has now.
-    pub fn grow(&self, size_bytes: u64) -> Result<u64, BackingError> {
-        let now = self.measure_bytes()?;
+    /// Whether the file is known to end before `end_bytes`, so that a write there would put a hole where blocks were.
+    #[inline]
+    pub(super) fn ends_before(&self, end_bytes: u64) -> bool {
         match &self.kind {
-            Kind::File(storage) if now < size_bytes => {
-                ftruncate(&storage.fd, size_bytes).map_err(|errno| BackingError::System {
-                    path: self.path().into(),
-                    action: "growing it",
-                    errno,
-                })?;
-                Ok(size_bytes)
-            }
-            _ => Ok(now),
+            Kind::Storage(storage) => storage.end_bytes.load(Relaxed) < end_bytes,
+            Kind::Null | Kind::Memory(_) => false,
         }
     }
 
-    fn path(&self) -> &Path {
-        match &self.spec {
-            BackingSpec::File { path, .. }
-            | BackingSpec::Block { path }
-            | BackingSpec::Passthrough { path } => path,
-            BackingSpec::Memory { .. } | BackingSpec::Null { .. } => Path::new(""),
+    /// Notes that nothing could be read or written at `offset_bytes`.
+    #[cold]
+    pub(super) fn found_short(&self, offset_bytes: u64) {
+        if !self.ends_before(offset_bytes + 1) {
+            self.inspect();
+        }
+    }
+
+    /// Unit in which a transfer can be cut, 1 where it may be cut anywhere.
+    pub(super) fn unit_bytes(&self) -> u32 {
+        match &self.kind {
+            Kind::Storage(storage) => storage.unit_bytes,
+            Kind::Null | Kind::Memory(_) => 1,
         }
     }
 }
 
 /// Size of a regular file or a block device.
-fn measure(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+fn measure(fd: impl AsFd) -> Result<u64, Errno> {
     // The one question that both answer; nothing uses the file position.
     seek(fd, SeekFrom::End(0))
+}
+
+fn access(read_only: bool) -> OFlags {
+    if read_only {
+        OFlags::RDONLY
+    } else {
+        OFlags::RDWR
+    }
 }
 
 /// Opens with O_DIRECT, or without where the file system does not know it.
@@ -231,12 +305,7 @@ fn open_direct(
     flags: OFlags,
     read_only: bool,
 ) -> Result<(OwnedFd, bool), BackingError> {
-    let access = if read_only {
-        OFlags::RDONLY
-    } else {
-        OFlags::RDWR
-    };
-    let flags = access | flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let flags = access(read_only) | flags | OFlags::CLOEXEC | OFlags::NOCTTY;
     let mode = Mode::RUSR | Mode::WUSR;
     let opened = match open(path, flags | OFlags::DIRECT, mode) {
         Ok(fd) => Ok((fd, true)),
@@ -268,17 +337,13 @@ fn open_direct(
     })
 }
 
-fn storage(path: &Path, fd: OwnedFd, direct: bool) -> (Storage, u32) {
-    let unit = if direct {
-        direct::unit_bytes(&fd)
-    } else {
-        None
-    };
-    match unit {
-        Some(unit) => (Storage { fd, direct: true }, unit),
-        None => {
-            tracing::warn!(path = %path.display(), "no direct I/O here: data goes through the page cache, which costs memory and a copy");
-            (Storage { fd, direct: false }, DEFAULT_BLOCK_BYTES)
+impl Storage {
+    fn new(fd: OwnedFd, unit_bytes: u32) -> Self {
+        Self {
+            fd: Arc::new(fd),
+            unit_bytes,
+            end_bytes: AtomicU64::new(u64::MAX),
+            told_deleted: AtomicBool::new(false),
         }
     }
 }
@@ -287,40 +352,33 @@ fn open_file(
     path: &Path,
     size: Option<u64>,
     read_only: bool,
-) -> Result<(Storage, u64, u32), BackingError> {
+) -> Result<(Storage, u64), BackingError> {
     let make = if size.is_some() && !read_only {
         OFlags::CREATE
     } else {
         OFlags::empty()
     };
-    let (fd, direct) = open_direct(path, make, read_only)?;
+    let (mut fd, mut direct) = open_direct(path, make, read_only)?;
+    let what = || format!("file {}", path.display());
     let system = |action, errno| BackingError::System {
-        path: path.into(),
+        what: what(),
         action,
         errno,
     };
     let stat = fstat(&fd).map_err(|errno| system("asking what it is", errno))?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => {}
-        FileType::BlockDevice => {
-            let remedy = "serve it as a block device (--block)";
-            return Err(BackingError::WrongKind {
-                path: path.into(),
-                expected: "regular file",
-                remedy,
-            });
-        }
-        _ => {
-            let remedy = "name a regular file";
-            return Err(BackingError::WrongKind {
-                path: path.into(),
-                expected: "regular file",
-                remedy,
-            });
-        }
+    let remedy = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => None,
+        FileType::BlockDevice => Some("serve it with --block"),
+        _ => Some("name a regular file"),
+    };
+    if let Some(remedy) = remedy {
+        return Err(BackingError::WrongKind {
+            path: path.into(),
+            expected: "regular file",
+            remedy,
+        });
     }
-    let mut size_bytes =
-        measure(fd.as_fd()).map_err(|errno| system("asking for its size", errno))?;
+    let mut size_bytes = measure(&fd).map_err(|errno| system("asking for its size", errno))?;
     match size {
         Some(wanted) if size_bytes < wanted && !read_only => {
             ftruncate(&fd, wanted)
@@ -328,36 +386,47 @@ fn open_file(
             size_bytes = wanted;
         }
         Some(wanted) if size_bytes > wanted => {
-            tracing::warn!(path = %path.display(), size_bytes, wanted, "the file is larger than the size given; all of it is served");
+            tracing::warn!(path = %path.display(), size_bytes, wanted_bytes = wanted,
+                "the file is larger than the size given; all of it is served");
         }
         _ => {}
     }
-    let (storage, unit) = storage(path, fd, direct);
-    let storage = match storage {
-        // The file system opened it with O_DIRECT, but no unit works: open it again without.
-        Storage { direct: false, .. } if direct => Storage {
-            fd: reopen_buffered(path, read_only)?,
-            direct: false,
-        },
-        storage => storage,
-    };
-    Ok((storage, size_bytes, unit))
+    let mut unit_bytes = 1;
+    if direct {
+        match aligned_unit(&fd) {
+            Ok(Some(unit)) => unit_bytes = unit,
+            // O_DIRECT was taken but cannot be used with blocks of ours.
+            Ok(None) => {
+                let again = access(read_only) | OFlags::CLOEXEC;
+                fd = open(path, again, Mode::empty())
+                    .map_err(|errno| system("opening it again without direct I/O", errno))?;
+                direct = false;
+            }
+            Err(error) => return Err(unusable(what(), &error)),
+        }
+    }
+    if !direct {
+        tracing::warn!(path = %path.display(),
+            "the file system has no direct I/O: data goes through the page cache, which costs memory and a copy");
+    }
+    Ok((Storage::new(fd, unit_bytes), size_bytes))
 }
 
-fn reopen_buffered(path: &Path, read_only: bool) -> Result<OwnedFd, BackingError> {
-    let access = if read_only {
-        OFlags::RDONLY
-    } else {
-        OFlags::RDWR
-    };
-    open(path, access | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| BackingError::System {
-        path: path.into(),
-        action: "opening it again without direct I/O",
-        errno,
-    })
+/// The unit of direct I/O; `None` when there is none that blocks of 4096 bytes satisfy.
+fn aligned_unit(fd: &OwnedFd) -> io::Result<Option<u32>> {
+    Ok(direct_align(fd)?
+        .map(|align| align.offset_bytes)
+        .filter(|unit| *unit <= 4096))
 }
 
-fn open_block(path: &Path, read_only: bool) -> Result<(Storage, u64, u32), BackingError> {
+fn unusable(what: String, error: &io::Error) -> BackingError {
+    BackingError::Unsupported {
+        what,
+        why: format!("its alignment for direct I/O is not known: {error}"),
+    }
+}
+
+fn open_block(path: &Path, read_only: bool) -> Result<(Storage, u64), BackingError> {
     // O_EXCL without O_CREAT on a block device: refused while it is mounted, and nobody mounts it while we serve it.
     let exclusive = if read_only {
         OFlags::empty()
@@ -365,8 +434,9 @@ fn open_block(path: &Path, read_only: bool) -> Result<(Storage, u64, u32), Backi
         OFlags::EXCL
     };
     let (fd, direct) = open_direct(path, exclusive, read_only)?;
+    let what = || format!("block device {}", path.display());
     let system = |action, errno| BackingError::System {
-        path: path.into(),
+        what: what(),
         action,
         errno,
     };
@@ -379,9 +449,16 @@ fn open_block(path: &Path, read_only: bool) -> Result<(Storage, u64, u32), Backi
             remedy,
         });
     }
-    let sector = rustix::fs::ioctl_blksszget(&fd)
-        .map_err(|errno| system("asking for its sector size", errno))?;
-    let size_bytes = measure(fd.as_fd()).map_err(|errno| system("asking for its size", errno))?;
-    let unit = sector.max(DEFAULT_BLOCK_BYTES);
-    Ok((Storage { fd, direct }, size_bytes, unit))
+    let size_bytes = measure(&fd).map_err(|errno| system("asking for its size", errno))?;
+    let unit_bytes = if direct {
+        aligned_unit(&fd)
+            .map_err(|error| unusable(what(), &error))?
+            .ok_or_else(|| {
+                let why = "its sectors are larger than 4096 bytes, which is not served".into();
+                BackingError::Unsupported { what: what(), why }
+            })?
+    } else {
+        1
+    };
+    Ok((Storage::new(fd, unit_bytes), size_bytes))
 }

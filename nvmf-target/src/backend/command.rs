@@ -4,6 +4,7 @@
 //! the namespace it was made for.
 
 use nvme_proto::wire::{Fuse, IoOpcode, Lba, Psdt, Sqe, Status};
+use nvmf_io::Buf;
 
 use crate::model::{Geometry, IoClass, Namespace};
 
@@ -14,7 +15,7 @@ const DEAC: u32 = 1 << 25;
 /// Bit 2 of command dword 11 of Dataset Management: deallocate the ranges.
 const DSM_AD: u32 = 1 << 2;
 /// Size of one range of Dataset Management.
-pub const DSM_RANGE_BYTES: u32 = 16;
+const DSM_RANGE_BYTES: u32 = 16;
 
 /// What an I/O command does to the bytes of its namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,16 +263,34 @@ impl DataNeeds {
     }
 }
 
-/// One range of Dataset Management as the bytes it names, from its 16 bytes on the wire; `None` for an empty one.
-pub fn dsm_range(
+/// Range `index` of Dataset Management's `data` as the bytes that it names (offset, length); `None` for an empty one.
+pub fn deallocated_range(
+    data: &Buf,
+    index: u16,
+    geometry: &Geometry,
+) -> Result<Option<(u64, u64)>, Status> {
+    let mut raw = [0; DSM_RANGE_BYTES as usize];
+    data.copy_out(u32::from(index) * DSM_RANGE_BYTES, &mut raw);
+    dsm_range(&raw, geometry)
+}
+
+/// All ranges of Dataset Management's `data` that are not empty, with the status of those that lie outside the namespace.
+pub fn deallocated_ranges(
+    data: &Buf,
+    count: u16,
+    geometry: &Geometry,
+) -> impl Iterator<Item = Result<(u64, u64), Status>> {
+    (0..count).filter_map(|index| deallocated_range(data, index, geometry).transpose())
+}
+
+fn dsm_range(
     raw: &[u8; DSM_RANGE_BYTES as usize],
     geometry: &Geometry,
 ) -> Result<Option<(u64, u64)>, Status> {
     // Context attributes (bytes 3:0) are hints. Then the length in blocks, not 0's based, and the first block.
-    let blocks = u64::from(u32::from_le_bytes([raw[4], raw[5], raw[6], raw[7]]));
-    let start = u64::from_le_bytes([
-        raw[8], raw[9], raw[10], raw[11], raw[12], raw[13], raw[14], raw[15],
-    ]);
+    let (blocks, start) = (&raw[4..8], &raw[8..16]);
+    let blocks = u64::from(u32::from_le_bytes(blocks.try_into().expect("4 bytes")));
+    let start = u64::from_le_bytes(start.try_into().expect("8 bytes"));
     match geometry.offset_bytes(Lba(start), blocks) {
         Some(offset_bytes) if blocks > 0 => {
             Ok(Some((offset_bytes, blocks << geometry.block_shift())))

@@ -23,10 +23,10 @@ pub enum BackingError {
         remedy: &'static str,
     },
     /// Some other system call on it failed.
-    #[error("{}: {action} failed: {errno}", .path.display())]
+    #[error("{what}: {action} failed: {errno}")]
     System {
-        /// The file or device.
-        path: PathBuf,
+        /// The backing.
+        what: String,
         /// What was tried.
         action: &'static str,
         /// What the kernel said.
@@ -59,12 +59,11 @@ pub enum BackingError {
     BlockSize(u32),
     /// Blocks smaller than what direct I/O on the backing can address.
     #[error(
-        "{}: blocks of {block_bytes} bytes are smaller than the {required_bytes} bytes that direct I/O on it needs; use a block size of {required_bytes}",
-        .path.display()
+        "{what}: blocks of {block_bytes} bytes are smaller than the {required_bytes} bytes that direct I/O on it needs; use a block size of {required_bytes}"
     )]
     Alignment {
-        /// The file or device.
-        path: PathBuf,
+        /// The backing.
+        what: String,
         /// The block size asked for.
         block_bytes: u32,
         /// The smallest that works.

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::*;
+use crate::backend::*;
 
 fn options() -> BackingOptions {
     BackingOptions::default()
@@ -30,13 +30,10 @@ fn a_file_with_a_size_is_made_sparse_and_never_shrunk() {
 
     let smaller = Backing::open(&sized(1 << 20), &options()).unwrap();
     assert_eq!(smaller.size_bytes(), 1 << 30, "never shrunk");
-    assert_eq!(smaller.grow(1 << 31).unwrap(), 1 << 31);
-    assert_eq!(
-        made.measure_bytes().unwrap(),
-        1 << 31,
-        "both see the one file"
-    );
-    assert_eq!(made.grow(1).unwrap(), 1 << 31);
+    assert_eq!(smaller.resize(Some(1 << 31)).unwrap(), 1 << 31);
+    assert_eq!(made.size_bytes(), 1 << 30);
+    assert_eq!(made.resize(None).unwrap(), 1 << 31, "both see the one file");
+    assert_eq!(made.resize(Some(1)).unwrap(), 1 << 31);
 }
 
 #[test]

@@ -1,0 +1,355 @@
+//! Files and block devices: which operation of the ring comes next for a command, and what its result means.
+//!
+//! Two steps that the shard takes in turn: [`FileBackend::submit`] starts the next operation, [`FileBackend::advance`] takes its
+//! result. One operation of a command is in flight at a time.
+//!
+//! Durability: FUA writes carry RWF_DSYNC, Flush is fdatasync, and zeroing with FUA ends with an fdatasync. Deallocation is advice and promises
+//! nothing about power loss.
+
+use std::sync::Arc;
+
+use nvme_proto::wire::Status;
+use nvmf_io::{Allocate, Buf, Errno, FileId, Ring, WriteFlags};
+
+use super::backing::Backing;
+use super::command::{BackendOp, deallocated_range, deallocated_ranges};
+use super::status::{Direction, status_of};
+use super::work::{Lent, Next, PIECE_BYTES, Stage, Task, Work};
+
+/// A file or block device as one shard uses it.
+#[derive(Debug)]
+pub struct FileBackend {
+    file: FileId,
+    backing: Arc<Backing>,
+    /// Whether FALLOC_FL_ZERO_RANGE works, as far as is known.
+    zero_range: bool,
+    /// Whether FALLOC_FL_PUNCH_HOLE works, as far as is known.
+    punch_hole: bool,
+}
+
+/// The next piece of `len_bytes`, of which `done` are done: (offset from the start, length).
+fn piece(done: u64, len_bytes: u64) -> u32 {
+    (len_bytes - done).min(u64::from(PIECE_BYTES)) as u32
+}
+
+impl FileBackend {
+    /// `backing`, which is registered with the shard's ring as `file`.
+    pub fn new(file: FileId, backing: Arc<Backing>) -> Self {
+        Self {
+            file,
+            backing,
+            zero_range: true,
+            punch_hole: true,
+        }
+    }
+
+    /// Behaves as on a file system without fallocate.
+    #[cfg(test)]
+    pub(super) fn forget_fallocate(&mut self) {
+        self.zero_range = false;
+        self.punch_hole = false;
+    }
+
+    /// Its file in the ring.
+    pub fn file(&self) -> FileId {
+        self.file
+    }
+
+    /// Starts the next operation of the command, or ends it where there is nothing to start.
+    pub fn submit(&mut self, task: &mut Task<'_>, lent: &mut Lent, ring: &mut Ring) -> Next {
+        let (file, token, done) = (self.file, task.token, task.work.done);
+        if task.work.stage == Stage::Sync {
+            ring.fsync(file, true, token);
+            return Next::InFlight;
+        }
+        match (task.work.op, task.data) {
+            (BackendOp::Nothing, _) => return Next::Done(Status::SUCCESS),
+            (BackendOp::Flush, _) => ring.fsync(file, true, token),
+            (
+                BackendOp::Read {
+                    offset_bytes,
+                    len_bytes,
+                },
+                Some(data),
+            ) => {
+                ring.read(
+                    file,
+                    offset_bytes + done,
+                    data,
+                    done as u32..len_bytes,
+                    token,
+                );
+            }
+            (
+                BackendOp::Write {
+                    offset_bytes,
+                    len_bytes,
+                    fua,
+                },
+                Some(data),
+            ) => {
+                if self
+                    .backing
+                    .ends_before(offset_bytes + u64::from(len_bytes))
+                {
+                    return Next::Done(Status::WRITE_FAULT);
+                }
+                let flags = WriteFlags { dsync: fua };
+                ring.write(
+                    file,
+                    offset_bytes + done,
+                    data,
+                    done as u32..len_bytes,
+                    flags,
+                    token,
+                );
+            }
+            (
+                BackendOp::WriteZeroes {
+                    offset_bytes,
+                    len_bytes,
+                    deallocate,
+                    fua,
+                },
+                _,
+            ) => {
+                if self.backing.ends_before(offset_bytes + len_bytes) {
+                    return Next::Done(Status::WRITE_FAULT);
+                }
+                match self.zeroing(task.work.stage, deallocate) {
+                    Some(mode) => ring.fallocate(file, mode, offset_bytes, len_bytes, token),
+                    None => {
+                        task.work.stage = Stage::ByWriting;
+                        let flags = WriteFlags { dsync: fua };
+                        let len = piece(done, len_bytes);
+                        ring.write(
+                            file,
+                            offset_bytes + done,
+                            &lent.zeroes,
+                            0..len,
+                            flags,
+                            token,
+                        );
+                    }
+                }
+            }
+            (BackendOp::Deallocate { ranges }, Some(data)) => {
+                return self.deallocate(ranges, data, task, ring);
+            }
+            (
+                BackendOp::Verify {
+                    offset_bytes,
+                    len_bytes,
+                },
+                _,
+            ) => {
+                let len = piece(done, len_bytes);
+                ring.read(file, offset_bytes + done, &lent.sink, 0..len, token);
+            }
+            (
+                BackendOp::Compare {
+                    offset_bytes,
+                    len_bytes,
+                },
+                Some(_),
+            ) => {
+                if lent.comparing {
+                    return Next::WaitForCompare;
+                }
+                let len = piece(done, len_bytes.into());
+                ring.read(file, offset_bytes + done, &lent.compare, 0..len, token);
+                lent.comparing = true;
+            }
+            (op, None) => {
+                tracing::error!(
+                    ?op,
+                    "a command that moves data reached its backing without a buffer"
+                );
+                return Next::Done(Status::INTERNAL_ERROR);
+            }
+        }
+        Next::InFlight
+    }
+
+    /// How to zero a range: the best that is not known to fail; `None` by writing.
+    fn zeroing(&self, stage: Stage, deallocate: bool) -> Option<Allocate> {
+        if stage == Stage::ByWriting {
+            None
+        } else if deallocate && self.punch_hole {
+            Some(Allocate::PUNCH_HOLE | Allocate::KEEP_SIZE)
+        } else if self.zero_range {
+            Some(Allocate::ZERO_RANGE | Allocate::KEEP_SIZE)
+        } else {
+            None
+        }
+    }
+
+    /// Starts the deallocation of the next range that is not empty. All ranges are checked before the first is touched.
+    fn deallocate(
+        &mut self,
+        ranges: u16,
+        data: &Buf,
+        task: &mut Task<'_>,
+        ring: &mut Ring,
+    ) -> Next {
+        if task.work.done == 0 {
+            let bad = deallocated_ranges(data, ranges, &task.geometry).find_map(Result::err);
+            if let Some(status) = bad {
+                return Next::Done(status);
+            }
+        }
+        while self.punch_hole && task.work.done < u64::from(ranges) {
+            match deallocated_range(data, task.work.done as u16, &task.geometry) {
+                Err(status) => return Next::Done(status),
+                Ok(None) => task.work.done += 1,
+                Ok(Some((offset_bytes, len_bytes))) => {
+                    let mode = Allocate::PUNCH_HOLE | Allocate::KEEP_SIZE;
+                    ring.fallocate(self.file, mode, offset_bytes, len_bytes, task.token);
+                    return Next::InFlight;
+                }
+            }
+        }
+        Next::Done(Status::SUCCESS)
+    }
+
+    /// Takes the result of the operation that the last [`FileBackend::submit`] started.
+    pub fn advance(
+        &mut self,
+        task: &mut Task<'_>,
+        lent: &mut Lent,
+        result: Result<u32, Errno>,
+    ) -> Next {
+        let work = &mut *task.work;
+        match (work.op, work.stage) {
+            (_, Stage::Sync) | (BackendOp::Flush | BackendOp::Nothing, _) => match result {
+                Ok(_) => Next::Done(Status::SUCCESS),
+                Err(errno) => Next::Done(status_of(errno, Direction::Write)),
+            },
+            (
+                BackendOp::Read {
+                    offset_bytes,
+                    len_bytes,
+                },
+                _,
+            ) => self.moved(
+                work,
+                offset_bytes,
+                len_bytes.into(),
+                result,
+                Direction::Read,
+            ),
+            (
+                BackendOp::Verify {
+                    offset_bytes,
+                    len_bytes,
+                },
+                _,
+            ) => self.moved(work, offset_bytes, len_bytes, result, Direction::Read),
+            (
+                BackendOp::Write {
+                    offset_bytes,
+                    len_bytes,
+                    ..
+                },
+                _,
+            ) => self.moved(
+                work,
+                offset_bytes,
+                len_bytes.into(),
+                result,
+                Direction::Write,
+            ),
+            (
+                BackendOp::WriteZeroes {
+                    offset_bytes,
+                    len_bytes,
+                    ..
+                },
+                Stage::ByWriting,
+            ) => self.moved(work, offset_bytes, len_bytes, result, Direction::Write),
+            (
+                BackendOp::WriteZeroes {
+                    deallocate, fua, ..
+                },
+                Stage::Main,
+            ) => match result {
+                Ok(_) if fua => {
+                    work.stage = Stage::Sync;
+                    Next::Again
+                }
+                Ok(_) => Next::Done(Status::SUCCESS),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY) => {
+                    // Remember, and try the next best way.
+                    if deallocate && self.punch_hole {
+                        self.punch_hole = false;
+                    } else {
+                        self.zero_range = false;
+                    }
+                    Next::Again
+                }
+                Err(errno) => Next::Done(status_of(errno, Direction::Write)),
+            },
+            (BackendOp::Deallocate { .. }, _) => match result {
+                Ok(_) => {
+                    work.done += 1;
+                    Next::Again
+                }
+                // Advice that cannot be followed is not an error.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY) => {
+                    self.punch_hole = false;
+                    Next::Done(Status::SUCCESS)
+                }
+                Err(errno) => Next::Done(status_of(errno, Direction::Write)),
+            },
+            (
+                BackendOp::Compare {
+                    offset_bytes,
+                    len_bytes,
+                },
+                _,
+            ) => {
+                let at = work.done as u32;
+                let next = self.moved(
+                    work,
+                    offset_bytes,
+                    len_bytes.into(),
+                    result,
+                    Direction::Read,
+                );
+                lent.comparing = false;
+                let read = at..work.done as u32;
+                match task.data {
+                    Some(data) if !data.eq_range(read, &lent.compare, 0) => {
+                        Next::Done(Status::COMPARE_FAILURE.dnr())
+                    }
+                    _ => next,
+                }
+            }
+        }
+    }
+
+    /// Counts bytes that were read or written. Nothing moved, or a part that direct I/O cannot go on from, means that the
+    /// file ends there.
+    fn moved(
+        &self,
+        work: &mut Work,
+        offset_bytes: u64,
+        len_bytes: u64,
+        result: Result<u32, Errno>,
+        direction: Direction,
+    ) -> Next {
+        let count = match result {
+            Ok(count) => u64::from(count),
+            Err(errno) => return Next::Done(status_of(errno, direction)),
+        };
+        work.done += count;
+        if work.done == len_bytes {
+            return Next::Done(Status::SUCCESS);
+        }
+        if count == 0 || !work.done.is_multiple_of(self.backing.unit_bytes().into()) {
+            self.backing.found_short(offset_bytes + work.done);
+            return Next::Done(direction.fault());
+        }
+        Next::Again
+    }
+}
