@@ -1,6 +1,7 @@
 //! Settings of the whole process.
 
 use std::io;
+use std::time::Duration;
 
 /// PR_SET_IO_FLUSHER, Linux 5.6.
 const PR_SET_IO_FLUSHER: i32 = 57;
@@ -47,9 +48,57 @@ pub fn resident_bytes() -> io::Result<u64> {
     Ok(pages * rustix::param::page_size() as u64)
 }
 
+/// Processor time of the calling thread, in user space and in the kernel.
+pub fn thread_cpu_time() -> (Duration, Duration) {
+    // SAFETY: `rusage` is plain integers, for which zeroes are valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one `rusage`, which lives across the call. It cannot fail with these arguments.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    let duration = |t: libc::timeval| {
+        Duration::new(
+            t.tv_sec.unsigned_abs(),
+            t.tv_usec.unsigned_abs() as u32 * 1_000,
+        )
+    };
+    (duration(usage.ru_utime), duration(usage.ru_stime))
+}
+
+/// Processor time that process `pid` has used so far, all its threads together.
+pub fn cpu_time_of(pid: u32) -> io::Result<Duration> {
+    let mut total_ns = 0;
+    // schedstat counts in nanoseconds, where /proc/PID/stat counts in ticks of 10 ms.
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        let ns = text
+            .split_ascii_whitespace()
+            .next()
+            .and_then(|f| f.parse::<u64>().ok());
+        total_ns += ns.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "schedstat has no first number")
+        })?;
+    }
+    Ok(Duration::from_nanos(total_ns))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn work_shows_in_the_processor_time() {
+        let ((user, system), process) =
+            (thread_cpu_time(), cpu_time_of(std::process::id()).unwrap());
+        let begin = user + system;
+        let mut value = 1u64;
+        while {
+            let (user, system) = thread_cpu_time();
+            user + system < begin + Duration::from_millis(30)
+        } {
+            value = std::hint::black_box(value.wrapping_mul(3));
+        }
+        assert!(cpu_time_of(std::process::id()).unwrap() > process);
+        assert!(cpu_time_of(u32::MAX).is_err());
+    }
 
     #[test]
     fn resident_memory_counts_what_is_touched() {

@@ -43,9 +43,13 @@ trap 'exit 130' INT TERM
 say '1. Build'
 cargo build --release --locked -p nvmf-target -p nvmf-initiator -p nvmf-bench
 
-say "2. A target on a file of $size (left: it; right: the same size of local file to measure against)"
+say "2. A target on a file of $size, and a local file of the same size to measure against"
+# Both are written once: reads of blocks that were never written would measure nothing.
 fallocate -l "$size" "$dir/remote.img"
 fallocate -l "$size" "$dir/local.img"
+for file in remote local; do
+  "$bin/nvmf-bench" --filename "$dir/$file.img" --rw write --bs 1m --iodepth 4 --quiet >/dev/null
+done
 "$bin/nvmf-target" --file "$dir/remote.img" --nqn "$nqn" --listen tcp://127.0.0.1:0 --ready-file "$dir/ready" \
   >"$dir/target.log" 2>&1 &
 target_pid=$!

@@ -12,9 +12,17 @@ use crate::units::{parse_block_size, parse_cores, parse_size, parse_time};
 
 /// fio-style load on an NVMe over Fabrics namespace or a local file, and the two compared.
 #[derive(Parser, Debug)]
-#[command(name = "nvmf-bench", version, max_term_width = 110, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-#[command(after_help = "WHAT in --filename: nvme+tcp://HOST:PORT/NQN?nsid=1 (our initiator, in this process), or a file or block device (io_uring).\n\
-    Exit codes: 0 done; 1 an I/O failed or data did not verify; 2 the command line or a job file is wrong; 3 the target or file cannot be opened.")]
+#[command(
+    name = "nvmf-bench",
+    version,
+    max_term_width = 110,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+#[command(
+    after_help = "WHAT in --filename: nvme+tcp://HOST:PORT/NQN?nsid=1 (our initiator, in this process), or a file or block device (io_uring).\n\
+    Exit codes: 0 done; 1 an I/O failed or data did not verify; 2 the command line or a job file is wrong; 3 the target or file cannot be opened."
+)]
 pub struct Cli {
     /// Compare two places instead of loading one.
     #[command(subcommand)]
@@ -73,16 +81,35 @@ pub struct Workload {
 
 impl Workload {
     fn parse(text: &str) -> Result<Self, String> {
-        let bad = || format!("'{text}' is not a workload: write RW:BS:IODEPTH, such as randread:4k:32");
+        let bad =
+            || format!("'{text}' is not a workload: write RW:BS:IODEPTH, such as randread:4k:32");
         let mut parts = text.split(':');
-        let (Some(rw), Some(bs), Some(depth), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else { return Err(bad()) };
-        let iodepth = depth.parse().ok().filter(|d| (1..=1024).contains(d)).ok_or_else(bad)?;
-        Ok(Self { rw: Rw::from_str(rw, true).map_err(|_| bad())?, block_bytes: parse_block_size(bs)?, iodepth })
+        let (Some(rw), Some(bs), Some(depth), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(bad());
+        };
+        let iodepth = depth
+            .parse()
+            .ok()
+            .filter(|d| (1..=1024).contains(d))
+            .ok_or_else(bad)?;
+        Ok(Self {
+            rw: Rw::from_str(rw, true).map_err(|_| bad())?,
+            block_bytes: parse_block_size(bs)?,
+            iodepth,
+        })
     }
 
     /// The name by which the row is shown.
     pub fn name(&self) -> String {
-        let bs = if self.block_bytes >= 1 << 20 { format!("{}m", self.block_bytes >> 20) } else if self.block_bytes >= 1024 { format!("{}k", self.block_bytes >> 10) } else { self.block_bytes.to_string() };
+        let bs = if self.block_bytes >= 1 << 20 {
+            format!("{}m", self.block_bytes >> 20)
+        } else if self.block_bytes >= 1024 {
+            format!("{}k", self.block_bytes >> 10)
+        } else {
+            self.block_bytes.to_string()
+        };
         format!("{} {} QD{}", self.rw.name(), bs, self.iodepth)
     }
 }
@@ -101,8 +128,8 @@ pub enum Rw {
     /// Random reads and writes mixed.
     Randrw,
     /// Sequential reads and writes mixed.
-    #[value(alias = "readwrite")]
-    Rw,
+    #[value(name = "rw", alias = "readwrite")]
+    Mixed,
 }
 
 impl Rw {
@@ -119,7 +146,7 @@ impl Rw {
         match self {
             Self::Read | Self::Randread => 100,
             Self::Write | Self::Randwrite => 0,
-            Self::Randrw | Self::Rw => mix,
+            Self::Randrw | Self::Mixed => mix,
         }
     }
     /// fio's word for it.
@@ -130,7 +157,7 @@ impl Rw {
             Self::Randread => "randread",
             Self::Randwrite => "randwrite",
             Self::Randrw => "randrw",
-            Self::Rw => "rw",
+            Self::Mixed => "rw",
         }
     }
 }
@@ -255,7 +282,9 @@ pub fn normalise(args: impl IntoIterator<Item = String>) -> Vec<String> {
     args.into_iter()
         .map(|arg| match arg.strip_prefix("--") {
             Some(rest) => {
-                let (name, value) = rest.split_once('=').map_or((rest, None), |(n, v)| (n, Some(v)));
+                let (name, value) = rest
+                    .split_once('=')
+                    .map_or((rest, None), |(n, v)| (n, Some(v)));
                 let name = name.replace('_', "-");
                 value.map_or_else(|| format!("--{name}"), |v| format!("--{name}={v}"))
             }
@@ -275,22 +304,35 @@ mod tests {
     #[test]
     fn fio_spelling_is_taken() {
         let cli = parse("nvmf-bench --filename=/tmp/x --rw=randrw --rwmixread=70 --bs=4k --iodepth 32 --ramp_time=1 --time_based --runtime=5 --output-format=json --cpus_allowed=0-1").unwrap();
-        assert_eq!((cli.job.rw, cli.job.rwmixread, cli.job.bs, cli.job.iodepth), (Rw::Randrw, 70, 4096, 32));
+        assert_eq!(
+            (cli.job.rw, cli.job.rwmixread, cli.job.bs, cli.job.iodepth),
+            (Rw::Randrw, 70, 4096, 32)
+        );
         assert!(cli.job.time_based);
         assert_eq!(cli.job.cpus_allowed, Some(vec![0, 1]));
     }
 
     #[test]
     fn values_out_of_bounds_are_refused() {
-        for line in ["nvmf-bench --iodepth=0", "nvmf-bench --iodepth=5000", "nvmf-bench --bs=3k", "nvmf-bench --rw=sideways", "nvmf-bench --nonsense=1"] {
+        for line in [
+            "nvmf-bench --iodepth=0",
+            "nvmf-bench --iodepth=5000",
+            "nvmf-bench --bs=3k",
+            "nvmf-bench --rw=sideways",
+            "nvmf-bench --nonsense=1",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }
 
     #[test]
     fn compare_has_default_workloads() {
-        let cli = parse("nvmf-bench compare nvme+tcp://127.0.0.1:4420/nqn?nsid=1 /tmp/file --runtime 2").unwrap();
-        let Some(Command::Compare(compare)) = cli.command else { panic!("no compare") };
+        let cli =
+            parse("nvmf-bench compare nvme+tcp://127.0.0.1:4420/nqn?nsid=1 /tmp/file --runtime 2")
+                .unwrap();
+        let Some(Command::Compare(compare)) = cli.command else {
+            panic!("no compare")
+        };
         assert_eq!(compare.workloads.len(), 6);
         assert_eq!(compare.workloads[0].name(), "randread 4k QD1");
     }

@@ -48,10 +48,23 @@ pub struct Row {
 pub fn compare(options: &Compare) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (index, workload) in options.workloads.iter().enumerate() {
-        let mut row = Row { name: workload.name(), a: Vec::new(), b: Vec::new(), last: Default::default(), errors: Vec::new() };
+        let mut row = Row {
+            name: workload.name(),
+            a: Vec::new(),
+            b: Vec::new(),
+            last: Default::default(),
+            errors: Vec::new(),
+        };
         for round in 0..options.rounds {
             if !options.output.quiet {
-                eprintln!("[{}/{}] {}, round {} of {}", index + 1, options.workloads.len(), row.name, round + 1, options.rounds);
+                eprintln!(
+                    "[{}/{}] {}, round {} of {}",
+                    index + 1,
+                    options.workloads.len(),
+                    row.name,
+                    round + 1,
+                    options.rounds
+                );
             }
             for turn in 0..2 {
                 let is_a = (turn + round) % 2 == 0;
@@ -64,7 +77,8 @@ pub fn compare(options: &Compare) -> Result<Vec<Row>> {
                     (Some(pid), Some(before)) => target_cpu(pid)?.saturating_sub(before),
                     _ => Duration::ZERO,
                 };
-                row.errors.extend(stats.error_samples.iter().map(|e| format!("{place}: {e}")));
+                row.errors
+                    .extend(stats.error_samples.iter().map(|e| format!("{place}: {e}")));
                 let sample = sample(&spec, &stats, target_cpu);
                 if is_a {
                     row.a.push(sample);
@@ -96,13 +110,22 @@ fn job(options: &Compare, workload: &Workload, place: &str) -> JobSpec {
 fn sample(spec: &JobSpec, stats: &JobStats, target_cpu: Duration) -> Sample {
     let total = stats.total();
     let ios = total.ios.max(1) as f64;
-    let counted = stats.elapsed.as_secs_f64() / (stats.elapsed + spec.ramp_time).as_secs_f64().max(1e-9);
+    let counted =
+        stats.elapsed.as_secs_f64() / (stats.elapsed + spec.ramp_time).as_secs_f64().max(1e-9);
     let at = |p| total.latency.value_at_percentile(p) as f64;
     Sample {
         iops: stats.iops(&total),
         bandwidth: stats.bandwidth(&total),
-        latency_ns: [total.latency.mean(), at(50.0), at(99.0), at(99.9), at(99.99)],
-        cpu_ns: ((stats.user_cpu + stats.system_cpu).as_nanos() as f64 + target_cpu.as_nanos() as f64 * counted) / ios,
+        latency_ns: [
+            total.latency.mean(),
+            at(50.0),
+            at(99.0),
+            at(99.9),
+            at(99.99),
+        ],
+        cpu_ns: ((stats.user_cpu + stats.system_cpu).as_nanos() as f64
+            + target_cpu.as_nanos() as f64 * counted)
+            / ios,
     }
 }
 
@@ -116,23 +139,40 @@ pub fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => [0.0; 3],
-        n if n % 2 == 0 => [values[0], (values[n / 2 - 1] + values[n / 2]) / 2.0, values[n - 1]],
+        n if n % 2 == 0 => [
+            values[0],
+            (values[n / 2 - 1] + values[n / 2]) / 2.0,
+            values[n - 1],
+        ],
         n => [values[0], values[n / 2], values[n - 1]],
     }
 }
 
 fn ratio(row: &Row, of: impl Fn(&Sample) -> f64) -> [f64; 3] {
-    spread(row.a.iter().zip(&row.b).map(|(a, b)| of(a) / of(b).max(1e-9)))
+    spread(
+        row.a
+            .iter()
+            .zip(&row.b)
+            .map(|(a, b)| of(a) / of(b).max(1e-9)),
+    )
 }
 
 /// The table for people.
 pub fn table(options: &Compare, rows: &[Row]) -> String {
-    let mut out = format!("A = {}\nB = {}\n{} round(s), medians; ratio = A/B within a round (least..most)\n\n", options.a, options.b, options.rounds);
-    out.push_str(&format!("{:<20} {:<4} {:>9} {:>12} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9}\n", "workload", "", "IOPS", "bandwidth", "mean", "p50", "p99", "p99.9", "p99.99", "CPU/IO"));
+    let mut out = format!(
+        "A = {}\nB = {}\n{} round(s), medians; ratio = A/B within a round (least..most)\n\n",
+        options.a, options.b, options.rounds
+    );
+    out.push_str(&format!(
+        "{:<20} {:<4} {:>9} {:>12} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9}\n",
+        "workload", "", "IOPS", "bandwidth", "mean", "p50", "p99", "p99.9", "p99.99", "CPU/IO"
+    ));
     for row in rows {
         for (side, samples) in [("A", &row.a), ("B", &row.b)] {
             let median = |of: &dyn Fn(&Sample) -> f64| spread(samples.iter().map(of))[1];
-            let latency: Vec<String> = (0..5).map(|i| format!("{:>10}", show_ns(median(&|s| s.latency_ns[i])))).collect();
+            let latency: Vec<String> = (0..5)
+                .map(|i| format!("{:>10}", show_ns(median(&|s| s.latency_ns[i]))))
+                .collect();
             out.push_str(&format!(
                 "{:<20} {side:<4} {:>9} {:>12} {} {:>9}\n",
                 if side == "A" { row.name.as_str() } else { "" },
@@ -143,7 +183,9 @@ pub fn table(options: &Compare, rows: &[Row]) -> String {
             ));
         }
         let [least, median, most] = ratio(row, |s| s.iops);
-        let latency: Vec<String> = (0..5).map(|i| format!("{:>10.2}", ratio(row, |s| s.latency_ns[i])[1])).collect();
+        let latency: Vec<String> = (0..5)
+            .map(|i| format!("{:>10.2}", ratio(row, |s| s.latency_ns[i])[1]))
+            .collect();
         out.push_str(&format!(
             "{:<20} {:<4} {:>9.2} {:>12} {} {:>9.2}\n",
             "",
@@ -153,7 +195,9 @@ pub fn table(options: &Compare, rows: &[Row]) -> String {
             latency.join(" "),
             ratio(row, |s| s.cpu_ns)[1],
         ));
-        row.errors.iter().for_each(|e| out.push_str(&format!("  ERROR {e}\n")));
+        row.errors
+            .iter()
+            .for_each(|e| out.push_str(&format!("  ERROR {e}\n")));
     }
     out
 }

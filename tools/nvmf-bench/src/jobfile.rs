@@ -12,7 +12,14 @@ use clap::Parser;
 use crate::cli::{JobSpec, normalise};
 
 /// Keys that fio needs and that change nothing here, since io_uring and one process with threads are what there is.
-const ACCEPTED_AND_MEANINGLESS: &[&str] = &["ioengine", "thread", "group_reporting", "norandommap", "stonewall", "gtod_reduce"];
+const ACCEPTED_AND_MEANINGLESS: &[&str] = &[
+    "ioengine",
+    "thread",
+    "group_reporting",
+    "norandommap",
+    "stonewall",
+    "gtod_reduce",
+];
 
 #[derive(Parser)]
 #[command(name = "job", no_binary_name = true)]
@@ -28,7 +35,8 @@ struct Line {
 
 /// Reads a job file into its jobs, `[global]` applied to each section that follows it.
 pub fn read(path: &Path) -> Result<Vec<JobSpec>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("job file {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("job file {}", path.display()))?;
     parse(&text).with_context(|| format!("job file {}", path.display()))
 }
 
@@ -45,7 +53,13 @@ fn parse(text: &str) -> Result<Vec<JobSpec>> {
         if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
             in_global = name == "global";
             if !in_global {
-                let inherited = global.iter().map(|l| Line { number: l.number, argument: l.argument.clone() }).collect();
+                let inherited = global
+                    .iter()
+                    .map(|l| Line {
+                        number: l.number,
+                        argument: l.argument.clone(),
+                    })
+                    .collect();
                 sections.push((name.to_owned(), inherited));
             }
             continue;
@@ -54,7 +68,13 @@ fn parse(text: &str) -> Result<Vec<JobSpec>> {
         if ACCEPTED_AND_MEANINGLESS.contains(&key) {
             continue;
         }
-        let argument = format!("--{}", line.split_once('=').map_or_else(|| line.to_owned(), |(k, v)| format!("{}={}", k.trim(), v.trim())));
+        let argument = format!(
+            "--{}",
+            line.split_once('=').map_or_else(
+                || line.to_owned(),
+                |(k, v)| format!("{}={}", k.trim(), v.trim())
+            )
+        );
         let into = match sections.last_mut() {
             _ if in_global => &mut global,
             Some((_, lines)) => lines,
@@ -65,7 +85,10 @@ fn parse(text: &str) -> Result<Vec<JobSpec>> {
     if sections.is_empty() {
         bail!("no job: write a section such as [randread] after [global]");
     }
-    sections.into_iter().map(|(name, lines)| section(name, &lines)).collect()
+    sections
+        .into_iter()
+        .map(|(name, lines)| section(name, &lines))
+        .collect()
 }
 
 fn section(name: String, lines: &[Line]) -> Result<JobSpec> {
@@ -73,8 +96,16 @@ fn section(name: String, lines: &[Line]) -> Result<JobSpec> {
     for line in lines {
         if let Err(error) = Section::try_parse_from(normalise([line.argument.clone()])) {
             let said = error.to_string();
-            let first = said.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            bail!("line {}: {}", line.number, first.replace("argument '--", "option '"));
+            let first = said
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .trim_start_matches("error: ");
+            bail!(
+                "line {}: {}",
+                line.number,
+                first.replace("argument '--", "option '")
+            );
         }
     }
     // A later line overrides an earlier one of the same key, as a section overrides [global].
@@ -99,15 +130,32 @@ mod tests {
     fn sections_inherit_from_global_and_override_it() {
         let jobs = parse("# a comment\n[global]\nioengine=io_uring\nbs=4k\niodepth=32\nruntime=2\ntime_based\nfilename=/tmp/f\n\n[reads]\nrw=randread\n[big]\nrw=write\nbs=128k\n").unwrap();
         assert_eq!(jobs.len(), 2);
-        assert_eq!((jobs[0].name.as_str(), jobs[0].rw, jobs[0].bs, jobs[0].iodepth), ("reads", Rw::Randread, 4096, 32));
-        assert_eq!((jobs[1].name.as_str(), jobs[1].rw, jobs[1].bs), ("big", Rw::Write, 131072));
+        assert_eq!(
+            (
+                jobs[0].name.as_str(),
+                jobs[0].rw,
+                jobs[0].bs,
+                jobs[0].iodepth
+            ),
+            ("reads", Rw::Randread, 4096, 32)
+        );
+        assert_eq!(
+            (jobs[1].name.as_str(), jobs[1].rw, jobs[1].bs),
+            ("big", Rw::Write, 131072)
+        );
         assert!(jobs[0].time_based);
     }
 
     #[test]
     fn a_bad_line_is_named_by_number() {
-        let error = format!("{:#}", parse("[global]\nbs=4k\n[a]\nrw=randread\nzonemode=strided\n").unwrap_err());
-        assert!(error.contains("line 5") && error.contains("zonemode"), "{error}");
+        let error = format!(
+            "{:#}",
+            parse("[global]\nbs=4k\n[a]\nrw=randread\nzonemode=strided\n").unwrap_err()
+        );
+        assert!(
+            error.contains("line 5") && error.contains("zonemode"),
+            "{error}"
+        );
         let error = format!("{:#}", parse("[a]\niodepth=0\n").unwrap_err());
         assert!(error.contains("line 2"), "{error}");
         let error = format!("{:#}", parse("bs=4k\n").unwrap_err());

@@ -29,8 +29,12 @@ const EXIT_USAGE: u8 = 2;
 const EXIT_OPEN: u8 = 3;
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("NVMF_LOG").unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("NVMF_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     let cli = Cli::parse_from(normalise(std::env::args()));
     let outcome = match &cli.command {
         Some(Command::Compare(options)) => run_compare(options),
@@ -43,7 +47,13 @@ fn main() -> ExitCode {
 }
 
 fn run_jobs(cli: &Cli) -> Result<ExitCode> {
-    let mut jobs: Vec<JobSpec> = cli.job.filename.is_some().then(|| cli.job.clone()).into_iter().collect();
+    let mut jobs: Vec<JobSpec> = cli
+        .job
+        .filename
+        .is_some()
+        .then(|| cli.job.clone())
+        .into_iter()
+        .collect();
     for path in &cli.job_files {
         match jobfile::read(path) {
             Ok(more) => jobs.extend(more),
@@ -54,13 +64,18 @@ fn run_jobs(cli: &Cli) -> Result<ExitCode> {
         }
     }
     if jobs.is_empty() {
-        eprintln!("nvmf-bench: no job: give --filename WHAT or a job file (--help lists the options)");
+        eprintln!(
+            "nvmf-bench: no job: give --filename WHAT or a job file (--help lists the options)"
+        );
         return Ok(ExitCode::from(EXIT_USAGE));
     }
     let stats = run::run(&jobs, !cli.output.quiet)?;
     let results: Vec<(JobSpec, JobStats)> = jobs.into_iter().zip(stats).collect();
     let text = match cli.output.output_format {
-        Format::Normal => results.iter().map(|(spec, stats)| report::text::job(spec, stats)).collect(),
+        Format::Normal => results
+            .iter()
+            .map(|(spec, stats)| report::text::job(spec, stats))
+            .collect(),
         Format::Json => serde_json::to_string_pretty(&report::json::document(&results))? + "\n",
     };
     emit(&cli.output, &text)?;
@@ -70,11 +85,21 @@ fn run_jobs(cli: &Cli) -> Result<ExitCode> {
     if let Some(path) = &cli.output.svg {
         let lines: Vec<svg::Line<'_>> = results
             .iter()
-            .flat_map(|(spec, stats)| [("read", &stats.read), ("write", &stats.write)].map(|(word, d)| svg::Line { name: format!("{} {word}", spec.name), latency: &d.latency }))
+            .flat_map(|(spec, stats)| {
+                [("read", &stats.read), ("write", &stats.write)].map(|(word, d)| svg::Line {
+                    name: format!("{} {word}", spec.name),
+                    latency: &d.latency,
+                })
+            })
             .collect();
-        std::fs::write(path, svg::latency_plot("Latency", &lines)).with_context(|| format!("writing {}", path.display()))?;
+        std::fs::write(path, svg::latency_plot("Latency", &lines))
+            .with_context(|| format!("writing {}", path.display()))?;
     }
-    Ok(if results.iter().any(|(_, stats)| stats.errors > 0) { ExitCode::from(EXIT_IO) } else { ExitCode::SUCCESS })
+    Ok(if results.iter().any(|(_, stats)| stats.errors > 0) {
+        ExitCode::from(EXIT_IO)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn run_compare(options: &Compare) -> Result<ExitCode> {
@@ -85,19 +110,40 @@ fn run_compare(options: &Compare) -> Result<ExitCode> {
     };
     emit(&options.output, &text)?;
     if let Some(path) = &options.output.svg {
-        let totals: Vec<_> = rows.iter().map(|row| (row.name.clone(), row.last.0.total(), row.last.1.total())).collect();
+        let totals: Vec<_> = rows
+            .iter()
+            .map(|row| (row.name.clone(), row.last.0.total(), row.last.1.total()))
+            .collect();
         let lines: Vec<svg::Line<'_>> = totals
             .iter()
-            .flat_map(|(name, a, b)| [svg::Line { name: format!("{name}, A"), latency: &a.latency }, svg::Line { name: format!("{name}, B"), latency: &b.latency }])
+            .flat_map(|(name, a, b)| {
+                [
+                    svg::Line {
+                        name: format!("{name}, A"),
+                        latency: &a.latency,
+                    },
+                    svg::Line {
+                        name: format!("{name}, B"),
+                        latency: &b.latency,
+                    },
+                ]
+            })
             .collect();
-        std::fs::write(path, svg::latency_plot("Latency, A against B", &lines)).with_context(|| format!("writing {}", path.display()))?;
+        std::fs::write(path, svg::latency_plot("Latency, A against B", &lines))
+            .with_context(|| format!("writing {}", path.display()))?;
     }
-    Ok(if rows.iter().any(|row| !row.errors.is_empty()) { ExitCode::from(EXIT_IO) } else { ExitCode::SUCCESS })
+    Ok(if rows.iter().any(|row| !row.errors.is_empty()) {
+        ExitCode::from(EXIT_IO)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn emit(output: &Output, text: &str) -> Result<()> {
     match &output.output {
-        Some(path) => std::fs::write(path, text).with_context(|| format!("writing {}", path.display())),
+        Some(path) => {
+            std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+        }
         None => {
             print!("{text}");
             Ok(())

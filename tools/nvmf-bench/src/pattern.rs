@@ -17,7 +17,11 @@ impl Permutation {
         assert!(blocks > 0, "a range holds at least one block");
         let bits = 64 - (blocks - 1).leading_zeros().min(63);
         let mut state = seed;
-        Self { blocks, half_bits: bits.div_ceil(2).max(1), keys: std::array::from_fn(|_| next_random(&mut state)) }
+        Self {
+            blocks,
+            half_bits: bits.div_ceil(2).max(1),
+            keys: std::array::from_fn(|_| next_random(&mut state)),
+        }
     }
 
     /// The block at place `index` of the order.
@@ -63,7 +67,13 @@ pub struct Order {
 impl Order {
     /// An order over `blocks` blocks, sequential or random.
     pub fn new(blocks: u64, random: bool, seed: u64) -> Self {
-        Self { blocks, seed, random: random.then(|| Permutation::new(blocks, seed)), index: 0, pass: 0 }
+        Self {
+            blocks,
+            seed,
+            random: random.then(|| Permutation::new(blocks, seed)),
+            index: 0,
+            pass: 0,
+        }
     }
 
     /// The pass of the block that [`Order::next`] yields next, counted from 0.
@@ -79,13 +89,19 @@ impl Order {
     /// The next block.
     #[inline]
     pub fn next_block(&mut self) -> u64 {
-        let block = self.random.as_ref().map_or(self.index, |p| p.at(self.index));
+        let block = self
+            .random
+            .as_ref()
+            .map_or(self.index, |p| p.at(self.index));
         self.index += 1;
         if self.index == self.blocks {
             self.index = 0;
             self.pass += 1;
             if self.random.is_some() {
-                self.random = Some(Permutation::new(self.blocks, self.seed.wrapping_add(self.pass)));
+                self.random = Some(Permutation::new(
+                    self.blocks,
+                    self.seed.wrapping_add(self.pass),
+                ));
             }
         }
         block
@@ -112,7 +128,12 @@ mod tests {
     #[test]
     fn random_order_is_not_sequential() {
         let mut order = Order::new(1 << 20, true, 1);
-        let ascending = (0..1000).map(|_| order.next_block()).collect::<Vec<_>>().windows(2).filter(|w| w[1] == w[0] + 1).count();
+        let ascending = (0..1000)
+            .map(|_| order.next_block())
+            .collect::<Vec<_>>()
+            .windows(2)
+            .filter(|w| w[1] == w[0] + 1)
+            .count();
         assert!(ascending < 10);
     }
 }

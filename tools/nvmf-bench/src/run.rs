@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 
 use crate::cli::JobSpec;
-use crate::engine::{Engine, FileEngine, NvmfEngine, is_remote};
+use crate::engine::{Engine, FileEngine, is_remote};
 use crate::stats::JobStats;
 use crate::units::{show_bytes, show_count};
 use crate::worker::{Shared, Worker};
@@ -19,7 +19,11 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs all `jobs` at the same time and returns their figures in the same order.
 pub fn run(jobs: &[JobSpec], progress: bool) -> Result<Vec<JobStats>> {
-    let threads: Vec<(usize, u64)> = jobs.iter().enumerate().flat_map(|(j, spec)| (0..u64::from(spec.numjobs)).map(move |t| (j, t))).collect();
+    let threads: Vec<(usize, u64)> = jobs
+        .iter()
+        .enumerate()
+        .flat_map(|(j, spec)| (0..u64::from(spec.numjobs)).map(move |t| (j, t)))
+        .collect();
     let shared: Arc<Vec<Shared>> = Arc::new(threads.iter().map(|_| Shared::default()).collect());
     // All places are open and all buffers there before the first I/O is sent.
     let ready = Barrier::new(threads.len());
@@ -47,7 +51,9 @@ pub fn run(jobs: &[JobSpec], progress: bool) -> Result<Vec<JobStats>> {
                     stats[job].add(figures);
                 }
                 Ok((job, Err(error))) => {
-                    shared.iter().for_each(|s| s.stop.store(true, Ordering::Relaxed));
+                    shared
+                        .iter()
+                        .for_each(|s| s.stop.store(true, Ordering::Relaxed));
                     failure.get_or_insert_with(|| error.context(format!("job {}", jobs[job].name)));
                 }
                 Err(RecvTimeoutError::Timeout) => meter.show(&shared),
@@ -62,12 +68,18 @@ pub fn run(jobs: &[JobSpec], progress: bool) -> Result<Vec<JobStats>> {
 
 fn stop_all_on_error(shared: &[Shared], figures: &JobStats) {
     if figures.errors > 0 {
-        shared.iter().for_each(|s| s.stop.store(true, Ordering::Relaxed));
+        shared
+            .iter()
+            .for_each(|s| s.stop.store(true, Ordering::Relaxed));
     }
 }
 
 fn one_thread(spec: &JobSpec, shared: &Shared, ready: &Barrier, thread: u64) -> Result<JobStats> {
-    let what = spec.filename.as_deref().ok_or_else(|| anyhow!("--filename is missing: name a file, a block device or nvme+tcp://HOST:PORT/NQN?nsid=N"));
+    let what = spec.filename.as_deref().ok_or_else(|| {
+        anyhow!(
+            "--filename is missing: name a file, a block device or nvme+tcp://HOST:PORT/NQN?nsid=N"
+        )
+    });
     let opened = what.and_then(|what| {
         if let Some(cores) = &spec.cpus_allowed {
             let core = cores[thread as usize % cores.len()];
@@ -76,7 +88,13 @@ fn one_thread(spec: &JobSpec, shared: &Shared, ready: &Barrier, thread: u64) -> 
         Ok(what)
     });
     match opened {
-        Ok(what) if is_remote(what) => drive(NvmfEngine::open(what, spec), spec, shared, ready, thread),
+        Ok(what) if is_remote(what) => drive(
+            Err::<FileEngine, _>(anyhow!("this build has no initiator yet")),
+            spec,
+            shared,
+            ready,
+            thread,
+        ),
         Ok(what) => drive(FileEngine::open(what, spec), spec, shared, ready, thread),
         Err(error) => {
             ready.wait();
@@ -85,7 +103,13 @@ fn one_thread(spec: &JobSpec, shared: &Shared, ready: &Barrier, thread: u64) -> 
     }
 }
 
-fn drive<E: Engine>(engine: Result<E>, spec: &JobSpec, shared: &Shared, ready: &Barrier, thread: u64) -> Result<JobStats> {
+fn drive<E: Engine>(
+    engine: Result<E>,
+    spec: &JobSpec,
+    shared: &Shared,
+    ready: &Barrier,
+    thread: u64,
+) -> Result<JobStats> {
     let worker = engine.and_then(|engine| Worker::new(engine, spec, shared, thread));
     // Waiting comes before the error is looked at: the others must not wait for ever for a thread that failed.
     ready.wait();
@@ -104,12 +128,18 @@ struct Meter {
 impl Meter {
     fn new(on: bool) -> Self {
         let now = Instant::now();
-        Self { on, terminal: std::io::stderr().is_terminal(), began: now, last: (now, 0, 0), shown: 0 }
+        Self {
+            on,
+            terminal: std::io::stderr().is_terminal(),
+            began: now,
+            last: (now, 0, 0),
+            shown: 0,
+        }
     }
 
     fn show(&mut self, shared: &[Shared]) {
         self.shown += 1;
-        if !self.on || (!self.terminal && self.shown % 10 != 0) {
+        if !self.on || (!self.terminal && !self.shown.is_multiple_of(10)) {
             return;
         }
         let now = Instant::now();
@@ -123,7 +153,11 @@ impl Meter {
             show_bytes((bytes - self.last.2) as f64 / seconds)
         );
         self.last = (now, ios, bytes);
-        if self.terminal { eprint!("\r\x1b[K{line}") } else { eprintln!("{line}") }
+        if self.terminal {
+            eprint!("\r\x1b[K{line}")
+        } else {
+            eprintln!("{line}")
+        }
         let _ = std::io::stderr().flush();
     }
 

@@ -23,7 +23,12 @@ pub struct Direction {
 
 impl Default for Direction {
     fn default() -> Self {
-        Self { ios: 0, bytes: 0, latency: Histogram::new_with_bounds(1, MAX_LATENCY_NS, 3).expect("constant bounds are valid") }
+        Self {
+            ios: 0,
+            bytes: 0,
+            latency: Histogram::new_with_bounds(1, MAX_LATENCY_NS, 3)
+                .expect("constant bounds are valid"),
+        }
     }
 }
 
@@ -33,7 +38,11 @@ impl Direction {
     pub fn record(&mut self, bytes: u32, latency: Duration) {
         self.ios += 1;
         self.bytes += u64::from(bytes);
-        self.latency.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(MAX_LATENCY_NS).max(1));
+        self.latency.saturating_record(
+            u64::try_from(latency.as_nanos())
+                .unwrap_or(MAX_LATENCY_NS)
+                .max(1),
+        );
     }
 
     /// Adds another thread's figures.

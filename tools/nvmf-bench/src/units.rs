@@ -16,17 +16,27 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
-        _ => return Err(format!("'{text}' is not a size: write a number with k, m, g or t behind it, such as 4k")),
+        _ => {
+            return Err(format!(
+                "'{text}' is not a size: write a number with k, m, g or t behind it, such as 4k"
+            ));
+        }
     };
-    let number: u64 = number.parse().map_err(|_| format!("'{text}' is not a size: it must begin with a whole number, such as 4k"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is larger than 2^64 bytes"))
+    let number: u64 = number.parse().map_err(|_| {
+        format!("'{text}' is not a size: it must begin with a whole number, such as 4k")
+    })?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("'{text}' is larger than 2^64 bytes"))
 }
 
 /// Parses a block size: a size that is a power of two from 512 bytes to 2 MiB.
 pub fn parse_block_size(text: &str) -> Result<u32, String> {
     let bytes = parse_size(text)?;
     if !bytes.is_power_of_two() || !(512..=2 << 20).contains(&bytes) {
-        return Err(format!("block size {text}: it must be a power of two from 512 to 2m"));
+        return Err(format!(
+            "block size {text}: it must be a power of two from 512 to 2m"
+        ));
     }
     Ok(bytes as u32)
 }
@@ -36,16 +46,25 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.len() - lower.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = lower.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| format!("'{text}' is not a time: write 30, 30s, 500ms or 2m"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' is not a time: write 30, 30s, 500ms or 2m"))?;
     let scale_us = match unit.trim() {
         "us" => 1,
         "ms" => 1_000,
         "" | "s" => 1_000_000,
         "m" => 60_000_000,
         "h" => 3_600_000_000,
-        _ => return Err(format!("'{text}' is not a time: the unit is one of us, ms, s, m, h")),
+        _ => {
+            return Err(format!(
+                "'{text}' is not a time: the unit is one of us, ms, s, m, h"
+            ));
+        }
     };
-    number.checked_mul(scale_us).map(Duration::from_micros).ok_or_else(|| format!("'{text}' is too long a time"))
+    number
+        .checked_mul(scale_us)
+        .map(Duration::from_micros)
+        .ok_or_else(|| format!("'{text}' is too long a time"))
 }
 
 /// Parses a list of cores such as `0,2-3`.
@@ -98,7 +117,14 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_fio_reads_them() {
-        for (text, bytes) in [("512", 512), ("4k", 4096), ("4KiB", 4096), ("1m", 1 << 20), ("2G", 2 << 30), ("1t", 1 << 40)] {
+        for (text, bytes) in [
+            ("512", 512),
+            ("4k", 4096),
+            ("4KiB", 4096),
+            ("1m", 1 << 20),
+            ("2G", 2 << 30),
+            ("1t", 1 << 40),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for text in ["", "k", "4x", "-1", "99999999999999t"] {

@@ -42,10 +42,19 @@ pub enum Mismatch {
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoStamp { found } => write!(f, "no stamp (found {found:#010x}): the block was never written, or its head was lost"),
-            Self::Checksum { stored, computed } => write!(f, "checksum {computed:#010x}, stored {stored:#010x}: torn or damaged"),
+            Self::NoStamp { found } => write!(
+                f,
+                "no stamp (found {found:#010x}): the block was never written, or its head was lost"
+            ),
+            Self::Checksum { stored, computed } => write!(
+                f,
+                "checksum {computed:#010x}, stored {stored:#010x}: torn or damaged"
+            ),
             Self::Offset { found } => write!(f, "holds the block of offset {found}"),
-            Self::Generation { found, expected } => write!(f, "holds pass {found}, pass {expected} was acknowledged: a lost or stale write"),
+            Self::Generation { found, expected } => write!(
+                f,
+                "holds pass {found}, pass {expected} was acknowledged: a lost or stale write"
+            ),
         }
     }
 }
@@ -80,7 +89,10 @@ pub fn check(block: &[u8], offset: u64, generation: Option<u64>) -> Result<(), M
         return Err(Mismatch::Offset { found: word(8) });
     }
     match generation {
-        Some(expected) if word(16) != expected => Err(Mismatch::Generation { found: word(16), expected }),
+        Some(expected) if word(16) != expected => Err(Mismatch::Generation {
+            found: word(16),
+            expected,
+        }),
         _ => Ok(()),
     }
 }
@@ -95,11 +107,26 @@ mod tests {
         stamp(&mut block, 8192, 3, 99);
         assert_eq!(check(&block, 8192, Some(3)), Ok(()));
         assert_eq!(check(&block, 8192, None), Ok(()));
-        assert_eq!(check(&block, 4096, Some(3)), Err(Mismatch::Offset { found: 8192 }));
-        assert_eq!(check(&block, 8192, Some(4)), Err(Mismatch::Generation { found: 3, expected: 4 }));
+        assert_eq!(
+            check(&block, 4096, Some(3)),
+            Err(Mismatch::Offset { found: 8192 })
+        );
+        assert_eq!(
+            check(&block, 8192, Some(4)),
+            Err(Mismatch::Generation {
+                found: 3,
+                expected: 4
+            })
+        );
         block[4095] ^= 1;
-        assert!(matches!(check(&block, 8192, Some(3)), Err(Mismatch::Checksum { .. })));
-        assert_eq!(check(&[0; 512], 0, None), Err(Mismatch::NoStamp { found: 0 }));
+        assert!(matches!(
+            check(&block, 8192, Some(3)),
+            Err(Mismatch::Checksum { .. })
+        ));
+        assert_eq!(
+            check(&[0; 512], 0, None),
+            Err(Mismatch::NoStamp { found: 0 })
+        );
     }
 
     #[test]
@@ -108,6 +135,9 @@ mod tests {
         stamp(&mut old, 0, 1, 5);
         stamp(&mut new, 0, 2, 5);
         new[2048..].copy_from_slice(&old[2048..]);
-        assert!(matches!(check(&new, 0, None), Err(Mismatch::Checksum { .. })));
+        assert!(matches!(
+            check(&new, 0, None),
+            Err(Mismatch::Checksum { .. })
+        ));
     }
 }

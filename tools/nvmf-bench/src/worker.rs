@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use nvmf_io::Buf;
 
 use crate::cli::{JobSpec, Verify};
-use crate::engine::{Done, Engine, Wait};
+use crate::engine::{Done, Engine};
 use crate::pattern::{Order, next_random};
 use crate::stats::JobStats;
 use crate::verify;
@@ -67,22 +67,46 @@ impl<'a, E: Engine> Worker<'a, E> {
     pub fn new(mut engine: E, spec: &'a JobSpec, shared: &'a Shared, thread: u64) -> Result<Self> {
         let verifying_writer = spec.verify != Verify::None && spec.rw.writes();
         // Writers that verify must not overwrite each other: each thread gets a part of its own.
-        let parts = if verifying_writer { u64::from(spec.numjobs) } else { 1 };
-        let range = range(spec, engine.size_bytes(), engine.block_bytes(), parts)?;
-        let base = spec.offset + if verifying_writer { thread * range.blocks * u64::from(spec.bs) } else { 0 };
-        let seed = spec.randseed.wrapping_add(thread.wrapping_mul(0x5851_f42d_4c95_7f2d));
+        let parts = if verifying_writer {
+            u64::from(spec.numjobs)
+        } else {
+            1
+        };
+        let blocks = range_blocks(spec, engine.size_bytes(), engine.block_bytes(), parts)?;
+        let base = spec.offset
+            + if verifying_writer {
+                thread * blocks * u64::from(spec.bs)
+            } else {
+                0
+            };
+        let seed = spec
+            .randseed
+            .wrapping_add(thread.wrapping_mul(0x5851_f42d_4c95_7f2d));
         let mut random = seed;
         let mut slots = Vec::with_capacity(spec.iodepth.into());
         for _ in 0..spec.iodepth {
-            let mut buf = engine.alloc(spec.bs).context("allocating the job's buffers")?;
+            let mut buf = engine
+                .alloc(spec.bs)
+                .context("allocating the job's buffers")?;
             let bytes = buf.get_mut().context("a fresh buffer has one owner")?;
             // Incompressible content: a device with compression or zero detection would otherwise flatter itself.
-            bytes.chunks_mut(8).for_each(|c| c.copy_from_slice(&next_random(&mut random).to_le_bytes()[..c.len()]));
-            slots.push(Slot { buf, block: 0, kind: Kind::Read, submitted: Instant::now() });
+            bytes.chunks_mut(8).for_each(|c| {
+                c.copy_from_slice(&next_random(&mut random).to_le_bytes()[..c.len()])
+            });
+            slots.push(Slot {
+                buf,
+                block: 0,
+                kind: Kind::Read,
+                submitted: Instant::now(),
+            });
         }
         Ok(Self {
-            order: Order::new(range.blocks, spec.rw.is_random(), seed),
-            written: if verifying_writer { vec![0; range.blocks as usize] } else { Vec::new() },
+            order: Order::new(blocks, spec.rw.is_random(), seed),
+            written: if verifying_writer {
+                vec![0; blocks as usize]
+            } else {
+                Vec::new()
+            },
             free: (0..spec.iodepth).rev().collect(),
             done: Vec::with_capacity(spec.iodepth.into()),
             stats: JobStats::default(),
@@ -103,7 +127,9 @@ impl<'a, E: Engine> Worker<'a, E> {
         let begin = Instant::now();
         let count_from = begin + spec.ramp_time;
         let deadline = spec.runtime.map(|t| count_from + t);
-        let gap = spec.rate_iops.map(|rate| Duration::from_nanos(1_000_000_000 / rate));
+        let gap = spec
+            .rate_iops
+            .map(|rate| Duration::from_nanos(1_000_000_000 / rate));
         let mut next_at = begin;
         let mut cpu_at_start = None;
         let mut now = begin;
@@ -111,16 +137,25 @@ impl<'a, E: Engine> Worker<'a, E> {
             if cpu_at_start.is_none() && now >= count_from {
                 cpu_at_start = Some((now, thread_cpu()));
             }
-            let over = deadline.is_some_and(|d| now >= d) || self.shared.stop.load(Ordering::Relaxed) || self.stats.errors > 0;
+            let over = deadline.is_some_and(|d| now >= d)
+                || self.shared.stop.load(Ordering::Relaxed)
+                || self.stats.errors > 0;
             let loops = spec.time_based && deadline.is_some();
             if over || (self.order.pass() > 0 && !loops) {
                 break;
             }
-            let pass_must_end = !self.written.is_empty() && self.order.at_pass_start() && !self.is_idle();
+            let pass_must_end =
+                !self.written.is_empty() && self.order.at_pass_start() && !self.is_idle();
             while !pass_must_end && !self.free.is_empty() && (gap.is_none() || next_at <= now) {
                 let pass = self.order.pass();
                 let block = self.order.next_block();
-                let kind = if read_percent == 100 || (read_percent > 0 && next_random(&mut coin) % 100 < read_percent) { Kind::Read } else { Kind::Write };
+                let kind = if read_percent == 100
+                    || (read_percent > 0 && next_random(&mut coin) % 100 < read_percent)
+                {
+                    Kind::Read
+                } else {
+                    Kind::Write
+                };
                 self.submit(block, kind, pass, now)?;
                 if let Some(gap) = gap {
                     next_at += gap;
@@ -130,10 +165,12 @@ impl<'a, E: Engine> Worker<'a, E> {
                 }
             }
             let limit = match gap {
-                Some(_) if !self.free.is_empty() => next_at.saturating_duration_since(now).min(LOOK_UP),
+                Some(_) if !self.free.is_empty() => {
+                    next_at.saturating_duration_since(now).min(LOOK_UP)
+                }
                 _ => LOOK_UP,
             };
-            self.engine.poll(Wait::AtMost(limit), &mut self.done)?;
+            self.engine.poll(limit, &mut self.done)?;
             now = Instant::now();
             self.account(now, cpu_at_start.is_some());
         }
@@ -167,7 +204,10 @@ impl<'a, E: Engine> Worker<'a, E> {
         }
         if let Some(written) = self.written.get_mut(block as usize) {
             *written = pass as u32 + 1;
-            let bytes = slot.buf.get_mut().context("a free slot's buffer has one owner")?;
+            let bytes = slot
+                .buf
+                .get_mut()
+                .context("a free slot's buffer has one owner")?;
             verify::stamp(bytes, offset, u64::from(*written), self.seed);
         }
         self.engine.write(offset, &slot.buf, tag)
@@ -179,20 +219,34 @@ impl<'a, E: Engine> Worker<'a, E> {
             return;
         }
         let bs = self.spec.bs;
-        self.shared.ios.fetch_add(self.done.len() as u64, Ordering::Relaxed);
-        self.shared.bytes.fetch_add(self.done.len() as u64 * u64::from(bs), Ordering::Relaxed);
+        self.shared
+            .ios
+            .fetch_add(self.done.len() as u64, Ordering::Relaxed);
+        self.shared
+            .bytes
+            .fetch_add(self.done.len() as u64 * u64::from(bs), Ordering::Relaxed);
         let mut done = std::mem::take(&mut self.done);
         for Done { tag, result } in done.drain(..) {
             self.free.push(tag);
             let slot = &mut self.slots[usize::from(tag)];
             let offset = self.base + slot.block * u64::from(bs);
             if let Err(error) = result {
-                let word = if slot.kind == Kind::Write { "write" } else { "read" };
-                self.stats.error(format!("{word} of {bs} bytes at offset {offset}: {error:#}"));
+                let word = if slot.kind == Kind::Write {
+                    "write"
+                } else {
+                    "read"
+                };
+                self.stats.error(format!(
+                    "{word} of {bs} bytes at offset {offset}: {error:#}"
+                ));
                 continue;
             }
             if counted && slot.kind != Kind::Check {
-                let direction = if slot.kind == Kind::Read { &mut self.stats.read } else { &mut self.stats.write };
+                let direction = if slot.kind == Kind::Read {
+                    &mut self.stats.read
+                } else {
+                    &mut self.stats.write
+                };
                 direction.record(bs, now.saturating_duration_since(slot.submitted));
             }
             if slot.kind != Kind::Write && self.spec.verify != Verify::None {
@@ -201,10 +255,15 @@ impl<'a, E: Engine> Worker<'a, E> {
                     Some(generation) => Some(u64::from(*generation)),
                     None => None,
                 };
-                let bytes = slot.buf.get_mut().expect("a completed I/O's buffer has one owner");
+                let bytes = slot
+                    .buf
+                    .get_mut()
+                    .expect("a completed I/O's buffer has one owner");
                 match verify::check(bytes, offset, expected) {
                     Ok(()) => self.stats.verified_blocks += 1,
-                    Err(mismatch) => self.stats.error(format!("verify at offset {offset}: {mismatch}")),
+                    Err(mismatch) => self
+                        .stats
+                        .error(format!("verify at offset {offset}: {mismatch}")),
                 }
             }
         }
@@ -215,11 +274,15 @@ impl<'a, E: Engine> Worker<'a, E> {
     fn drain(&mut self, counted: bool) -> Result<()> {
         let limit = Instant::now() + DRAIN_LIMIT;
         while !self.is_idle() {
-            self.engine.poll(Wait::AtMost(LOOK_UP), &mut self.done)?;
+            self.engine.poll(LOOK_UP, &mut self.done)?;
             let now = Instant::now();
             self.account(now, counted);
             if now > limit {
-                bail!("{} I/O(s) still in flight {} s after the last was sent", self.slots.len() - self.free.len(), DRAIN_LIMIT.as_secs());
+                bail!(
+                    "{} I/O(s) still in flight {} s after the last was sent",
+                    self.slots.len() - self.free.len(),
+                    DRAIN_LIMIT.as_secs()
+                );
             }
         }
         Ok(())
@@ -232,7 +295,7 @@ impl<'a, E: Engine> Worker<'a, E> {
                 continue;
             }
             while self.free.is_empty() {
-                self.engine.poll(Wait::AtMost(LOOK_UP), &mut self.done)?;
+                self.engine.poll(LOOK_UP, &mut self.done)?;
                 self.account(Instant::now(), false);
             }
             self.submit(block, Kind::Check, 0, Instant::now())?;
@@ -244,29 +307,34 @@ impl<'a, E: Engine> Worker<'a, E> {
 /// The most blocks that a verifying writer keeps track of: 1 TiB of 4 KiB blocks, 1 GiB of memory.
 const MAX_VERIFIED_BLOCKS: u64 = 1 << 28;
 
-struct Range {
-    blocks: u64,
-}
-
-/// What each of `parts` threads works over.
-fn range(spec: &JobSpec, size_bytes: u64, unit: u32, parts: u64) -> Result<Range> {
+/// The blocks that each of `parts` threads works over.
+fn range_blocks(spec: &JobSpec, size_bytes: u64, unit: u32, parts: u64) -> Result<u64> {
     let (bs, unit) = (u64::from(spec.bs), u64::from(unit));
-    if bs % unit != 0 || spec.offset % unit != 0 {
-        bail!("bs {bs} and offset {} must be multiples of the place's block of {unit} bytes", spec.offset);
+    if !bs.is_multiple_of(unit) || !spec.offset.is_multiple_of(unit) {
+        bail!(
+            "bs {bs} and offset {} must be multiples of the place's block of {unit} bytes",
+            spec.offset
+        );
     }
     let room = size_bytes.saturating_sub(spec.offset);
     let want = spec.size.unwrap_or(room / parts);
     if want.checked_mul(parts).is_none_or(|all| all > room) {
-        bail!("size {want} for each of {parts} range(s) from offset {} does not fit: the place holds {size_bytes} bytes", spec.offset);
+        bail!(
+            "size {want} for each of {parts} range(s) from offset {} does not fit: the place holds {size_bytes} bytes",
+            spec.offset
+        );
     }
     let blocks = want / bs;
     if blocks == 0 {
         bail!("the range of {want} bytes holds no block of {bs} bytes");
     }
     if spec.verify != Verify::None && spec.rw.writes() && blocks > MAX_VERIFIED_BLOCKS {
-        bail!("{blocks} blocks are too many to verify in one job: give a --size of at most {} bytes", MAX_VERIFIED_BLOCKS * bs);
+        bail!(
+            "{blocks} blocks are too many to verify in one job: give a --size of at most {} bytes",
+            MAX_VERIFIED_BLOCKS * bs
+        );
     }
-    Ok(Range { blocks })
+    Ok(blocks)
 }
 
 /// CPU time of this thread in user space and in the kernel.

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nvmf_io::{Buf, BufPool, FileId, PoolConfig, Ring, RingConfig, Token, Wait as RingWait, WriteFlags};
+use nvmf_io::{Buf, BufPool, FileId, PoolConfig, Ring, RingConfig, Token, Wait, WriteFlags};
 
-use super::{Done, Engine, Wait};
+use super::{Done, Engine};
 use crate::cli::JobSpec;
 
 /// Room in the pool beside what the job's own buffers take.
@@ -31,32 +31,64 @@ impl FileEngine {
     /// Opens `path`; a file that is not there is made if the job writes and gives a size, as fio does.
     pub fn open(path: &str, spec: &JobSpec) -> Result<Self> {
         let (file, is_block) = open(Path::new(path), spec).with_context(|| path.to_owned())?;
-        let wanted = spec.size.unwrap_or(0).saturating_mul(spec.numjobs.into()).saturating_add(spec.offset);
+        let wanted = spec
+            .size
+            .unwrap_or(0)
+            .saturating_mul(spec.numjobs.into())
+            .saturating_add(spec.offset);
         let size_bytes = size(&file, is_block, wanted, spec).with_context(|| path.to_owned())?;
-        let ring = Ring::new(&RingConfig { rx_buffers: 0, entries: u32::from(spec.iodepth).next_power_of_two().max(8), ..RingConfig::default() })?;
-        let pool = BufPool::new(&PoolConfig { max_bytes: usize::from(spec.iodepth) * (spec.bs as usize).next_power_of_two() * 2 + POOL_SLACK_BYTES });
+        let ring = Ring::new(&RingConfig {
+            rx_buffers: 0,
+            entries: u32::from(spec.iodepth).next_power_of_two().max(8),
+            ..RingConfig::default()
+        })?;
+        let pool = BufPool::new(&PoolConfig {
+            max_bytes: usize::from(spec.iodepth) * (spec.bs as usize).next_power_of_two() * 2
+                + POOL_SLACK_BYTES,
+        });
         let mut ring = ring;
         ring.register_pool(&pool);
         let file = ring.add_file(OwnedFd::from(file));
-        Ok(Self { ring, pool, file, size_bytes, block_bytes: 512, io_bytes: spec.bs, spin: Duration::from_micros(spec.busy_poll) })
+        Ok(Self {
+            ring,
+            pool,
+            file,
+            size_bytes,
+            block_bytes: 512,
+            io_bytes: spec.bs,
+            spin: Duration::from_micros(spec.busy_poll),
+        })
     }
 }
 
 fn open(path: &Path, spec: &JobSpec) -> Result<(File, bool)> {
-    let is_block = path.metadata().is_ok_and(|m| m.file_type().is_block_device());
+    let is_block = path
+        .metadata()
+        .is_ok_and(|m| m.file_type().is_block_device());
     let writes = spec.rw.writes();
     let mut options = OpenOptions::new();
-    options.read(true).write(writes).create(writes && !is_block && spec.size.is_some());
+    options
+        .read(true)
+        .write(writes)
+        .create(writes && !is_block && spec.size.is_some());
     let mut flags = if spec.direct { libc_o_direct() } else { 0 };
     if is_block && writes {
         // Exclusive: a device that is mounted or claimed must not be overwritten by a benchmark.
         flags |= rustix::fs::OFlags::EXCL.bits() as i32;
     }
-    let file = options.custom_flags(flags).open(path).map_err(|error| match error.raw_os_error() {
-        Some(code) if code == rustix::io::Errno::BUSY.raw_os_error() => anyhow!("the device is in use (mounted?): it is not written to"),
-        Some(code) if code == rustix::io::Errno::INVAL.raw_os_error() && spec.direct => anyhow!("the file system refuses direct I/O: add --direct=0"),
-        _ => error.into(),
-    })?;
+    let file =
+        options
+            .custom_flags(flags)
+            .open(path)
+            .map_err(|error| match error.raw_os_error() {
+                Some(code) if code == rustix::io::Errno::BUSY.raw_os_error() => {
+                    anyhow!("the device is in use (mounted?): it is not written to")
+                }
+                Some(code) if code == rustix::io::Errno::INVAL.raw_os_error() && spec.direct => {
+                    anyhow!("the file system refuses direct I/O: add --direct=0")
+                }
+                _ => error.into(),
+            })?;
     Ok((file, is_block))
 }
 
@@ -67,7 +99,11 @@ fn libc_o_direct() -> i32 {
 /// The bytes there are; a file that a writing job finds too short is grown to `wanted`.
 fn size(file: &File, is_block: bool, wanted: u64, spec: &JobSpec) -> Result<u64> {
     let mut handle = file;
-    let found = if is_block { handle.seek(SeekFrom::End(0))? } else { file.metadata()?.len() };
+    let found = if is_block {
+        handle.seek(SeekFrom::End(0))?
+    } else {
+        file.metadata()?.len()
+    };
     if found < wanted && !is_block && spec.rw.writes() {
         file.set_len(wanted).context("growing the file")?;
         return Ok(wanted);
@@ -88,30 +124,36 @@ impl Engine for FileEngine {
     }
 
     fn alloc(&mut self, len: u32) -> Result<Buf> {
-        self.pool.alloc(len).with_context(|| format!("no room for a buffer of {len} bytes"))
+        self.pool
+            .alloc(len)
+            .with_context(|| format!("no room for a buffer of {len} bytes"))
     }
 
     #[inline]
     fn read(&mut self, offset: u64, buf: &Buf, tag: u16) -> Result<()> {
-        self.ring.read(self.file, offset, buf, 0..self.io_bytes, Token(tag.into()));
+        self.ring
+            .read(self.file, offset, buf, 0..self.io_bytes, Token(tag.into()));
         Ok(())
     }
 
     #[inline]
     fn write(&mut self, offset: u64, buf: &Buf, tag: u16) -> Result<()> {
-        self.ring.write(self.file, offset, buf, 0..self.io_bytes, WriteFlags::default(), Token(tag.into()));
+        self.ring.write(
+            self.file,
+            offset,
+            buf,
+            0..self.io_bytes,
+            WriteFlags::default(),
+            Token(tag.into()),
+        );
         Ok(())
     }
 
-    fn poll(&mut self, wait: Wait, done: &mut Vec<Done>) -> Result<()> {
-        let Wait::AtMost(limit) = wait else {
-            self.ring.wait(RingWait::Poll)?;
-            return self.collect(done);
-        };
+    fn poll(&mut self, limit: Duration, done: &mut Vec<Done>) -> Result<()> {
         if !self.spin.is_zero() {
             let until = Instant::now() + self.spin.min(limit);
             loop {
-                self.ring.wait(RingWait::Poll)?;
+                self.ring.wait(Wait::Poll)?;
                 self.collect(done)?;
                 if !done.is_empty() || Instant::now() >= until {
                     break;
@@ -121,7 +163,7 @@ impl Engine for FileEngine {
                 return Ok(());
             }
         }
-        self.ring.wait(RingWait::Until(Instant::now() + limit))?;
+        self.ring.wait(Wait::Until(Instant::now() + limit))?;
         self.collect(done)
     }
 }
@@ -132,11 +174,18 @@ impl FileEngine {
         while let Some(completion) = self.ring.next() {
             let result = match completion.result {
                 Ok(bytes) if bytes == self.io_bytes => Ok(()),
-                Ok(bytes) => Err(anyhow!("only {bytes} of {} bytes were moved", self.io_bytes)),
+                Ok(bytes) => Err(anyhow!(
+                    "only {bytes} of {} bytes were moved",
+                    self.io_bytes
+                )),
                 Err(errno) => Err(errno.into()),
             };
-            let tag = u16::try_from(completion.token.0).context("a completion of no I/O of ours")?;
-            ensure!(done.len() < done.capacity(), "more completions than I/Os in flight");
+            let tag =
+                u16::try_from(completion.token.0).context("a completion of no I/O of ours")?;
+            ensure!(
+                done.len() < done.capacity(),
+                "more completions than I/Os in flight"
+            );
             done.push(Done { tag, result });
         }
         Ok(())

@@ -4,7 +4,6 @@
 //! nothing per I/O.
 
 mod file;
-mod nvmf;
 
 use std::time::Duration;
 
@@ -12,7 +11,6 @@ use anyhow::Result;
 use nvmf_io::Buf;
 
 pub use file::FileEngine;
-pub use nvmf::NvmfEngine;
 
 /// One I/O that is done.
 #[derive(Debug)]
@@ -21,15 +19,6 @@ pub struct Done {
     pub tag: u16,
     /// What went wrong, if anything did.
     pub result: Result<()>,
-}
-
-/// How long [`Engine::poll`] may wait for a completion.
-#[derive(Clone, Copy, Debug)]
-pub enum Wait {
-    /// Not at all.
-    Poll,
-    /// Until something is done, at most this long.
-    AtMost(Duration),
 }
 
 /// A place that takes I/O.
@@ -44,8 +33,8 @@ pub trait Engine {
     fn read(&mut self, offset: u64, buf: &Buf, tag: u16) -> Result<()>;
     /// Starts a write of `buf`.
     fn write(&mut self, offset: u64, buf: &Buf, tag: u16) -> Result<()>;
-    /// Sends what was started and collects what is done into `done`.
-    fn poll(&mut self, wait: Wait, done: &mut Vec<Done>) -> Result<()>;
+    /// Sends what was started and collects what is done into `done`; waits for the first at most `limit` long.
+    fn poll(&mut self, limit: Duration, done: &mut Vec<Done>) -> Result<()>;
 }
 
 /// Whether a filename means a namespace rather than a local path.

@@ -10,11 +10,16 @@ use serde_json::{Map, Value, json};
 use crate::cli::JobSpec;
 use crate::stats::{Direction, JobStats};
 
-const PERCENTILES: [f64; 17] = [1.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99];
+const PERCENTILES: [f64; 17] = [
+    1.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95,
+    99.99,
+];
 
 /// The whole document.
 pub fn document(jobs: &[(JobSpec, JobStats)]) -> Value {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     json!({
         "fio version": concat!("nvmf-bench-", env!("CARGO_PKG_VERSION")),
         "timestamp": now.as_secs(),
@@ -78,7 +83,10 @@ fn latency(figures: &Direction, percentiles: bool) -> Value {
         "N": histogram.len(),
     });
     if percentiles && !empty {
-        let table: Map<String, Value> = PERCENTILES.iter().map(|p| (format!("{p:.6}"), histogram.value_at_percentile(*p).into())).collect();
+        let table: Map<String, Value> = PERCENTILES
+            .iter()
+            .map(|p| (format!("{p:.6}"), histogram.value_at_percentile(*p).into()))
+            .collect();
         value["percentile"] = Value::Object(table);
     }
     value
@@ -97,7 +105,10 @@ mod tests {
         let path = dir.path().join("job.fio");
         std::fs::write(&path, "[one]\nfilename=/dev/null\nrw=randread\n").unwrap();
         let spec = jobfile::read(&path).unwrap().remove(0);
-        let mut stats = JobStats { elapsed: Duration::from_secs(2), ..JobStats::default() };
+        let mut stats = JobStats {
+            elapsed: Duration::from_secs(2),
+            ..JobStats::default()
+        };
         (1..=100).for_each(|us| stats.read.record(4096, Duration::from_micros(us)));
         let document = document(&[(spec, stats)]);
         let read = &document["jobs"][0]["read"];

@@ -12,7 +12,9 @@ const LEFT: f64 = 80.0;
 const RIGHT: f64 = 220.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 60.0;
-const COLOURS: [&str; 8] = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f"];
+const COLOURS: [&str; 8] = [
+    "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f",
+];
 /// Nines shown: 0, 90, 99, … percent.
 const MAX_NINES: f64 = 5.0;
 
@@ -27,11 +29,21 @@ pub struct Line<'a> {
 /// Draws `lines`.
 pub fn latency_plot(title: &str, lines: &[Line<'_>]) -> String {
     let lines: Vec<&Line<'_>> = lines.iter().filter(|l| !l.latency.is_empty()).collect();
-    let low = lines.iter().map(|l| l.latency.min()).min().unwrap_or(1).max(1) as f64;
+    let low = lines
+        .iter()
+        .map(|l| l.latency.min())
+        .min()
+        .unwrap_or(1)
+        .max(1) as f64;
     let high = lines.iter().map(|l| l.latency.max()).max().unwrap_or(10) as f64;
-    let (low, high) = (low.log10().floor(), high.log10().ceil().max(low.log10().floor() + 1.0));
+    let (low, high) = (
+        low.log10().floor(),
+        high.log10().ceil().max(low.log10().floor() + 1.0),
+    );
     let x = |nines: f64| LEFT + nines / MAX_NINES * (WIDTH - LEFT - RIGHT);
-    let y = |ns: f64| HEIGHT - BOTTOM - (ns.max(1.0).log10() - low) / (high - low) * (HEIGHT - TOP - BOTTOM);
+    let y = |ns: f64| {
+        HEIGHT - BOTTOM - (ns.max(1.0).log10() - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+    };
     let mut svg = String::new();
     let _ = write!(
         svg,
@@ -65,7 +77,9 @@ pub fn latency_plot(title: &str, lines: &[Line<'_>]) -> String {
         let points: Vec<String> = (0..=200)
             .map(|step| {
                 let nines = f64::from(step) / 200.0 * MAX_NINES;
-                let ns = line.latency.value_at_percentile(100.0 * (1.0 - 10f64.powf(-nines)));
+                let ns = line
+                    .latency
+                    .value_at_percentile(100.0 * (1.0 - 10f64.powf(-nines)));
                 format!("{:.1},{:.1}", x(nines), y(ns as f64))
             })
             .collect();
@@ -78,12 +92,19 @@ pub fn latency_plot(title: &str, lines: &[Line<'_>]) -> String {
             escape(&line.name)
         );
     }
-    let _ = write!(svg, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">percentile of I/Os</text></svg>", (LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 16.0);
+    let _ = write!(
+        svg,
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">percentile of I/Os</text></svg>",
+        (LEFT + WIDTH - RIGHT) / 2.0,
+        HEIGHT - 16.0
+    );
     svg
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -94,13 +115,28 @@ mod tests {
     fn a_plot_names_its_lines_and_stays_inside_its_frame() {
         let mut histogram = Histogram::new_with_bounds(1, 1_000_000_000, 3).unwrap();
         (1..10_000u64).for_each(|v| histogram.record(v * 100).unwrap());
-        let svg = latency_plot("a <b>", &[Line { name: "remote & local".into(), latency: &histogram }]);
+        let svg = latency_plot(
+            "a <b>",
+            &[Line {
+                name: "remote & local".into(),
+                latency: &histogram,
+            }],
+        );
         assert!(svg.contains("a &lt;b&gt;") && svg.contains("remote &amp; local"));
-        let points = svg.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+        let points = svg
+            .split("points=\"")
+            .nth(1)
+            .unwrap()
+            .split('"')
+            .next()
+            .unwrap();
         for point in points.split(' ') {
             let (x, y) = point.split_once(',').unwrap();
             let (x, y): (f64, f64) = (x.parse().unwrap(), y.parse().unwrap());
-            assert!((LEFT..=WIDTH - RIGHT).contains(&x) && (TOP..=HEIGHT - BOTTOM).contains(&y), "{point}");
+            assert!(
+                (LEFT..=WIDTH - RIGHT).contains(&x) && (TOP..=HEIGHT - BOTTOM).contains(&y),
+                "{point}"
+            );
         }
     }
 

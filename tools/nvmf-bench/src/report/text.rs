@@ -39,7 +39,9 @@ pub fn job(spec: &JobSpec, stats: &JobStats) -> String {
     }
     if stats.errors > 0 {
         let _ = writeln!(out, "  ERRORS: {}", stats.errors);
-        stats.error_samples.iter().for_each(|e| drop(writeln!(out, "    {e}")));
+        for error in &stats.error_samples {
+            let _ = writeln!(out, "    {error}");
+        }
     }
     out
 }
@@ -54,9 +56,19 @@ fn lines(out: &mut String, word: &str, direction: &Direction, stats: &JobStats) 
         stats.elapsed.as_secs_f64()
     );
     let latency = &direction.latency;
-    let _ = write!(out, "    lat: min={}, mean={}, max={}", show_ns(latency.min() as f64), show_ns(latency.mean()), show_ns(latency.max() as f64));
+    let _ = write!(
+        out,
+        "    lat: min={}, mean={}, max={}",
+        show_ns(latency.min() as f64),
+        show_ns(latency.mean()),
+        show_ns(latency.max() as f64)
+    );
     for percentile in TABLE_PERCENTILES {
-        let _ = write!(out, ", p{percentile}={}", show_ns(latency.value_at_percentile(percentile) as f64));
+        let _ = write!(
+            out,
+            ", p{percentile}={}",
+            show_ns(latency.value_at_percentile(percentile) as f64)
+        );
     }
     out.push('\n');
 }
