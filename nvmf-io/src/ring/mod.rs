@@ -8,6 +8,7 @@
 //! | `files` | registered files and sockets |
 //! | `rx` | receive buffers: a provided-buffer ring, or handed out one by one |
 //! | `submit` | one method for each operation |
+//! | `message` | reads from devices that hand out messages |
 //! | `reap` | completions, with what is retried or re-armed behind the caller's back |
 //! | `teardown` | cancelling everything when the ring is dropped |
 //!
@@ -20,6 +21,7 @@
 
 mod enter;
 mod files;
+mod message;
 mod ops;
 mod reap;
 mod rx;
@@ -161,6 +163,8 @@ pub struct Ring {
     starved: VecDeque<u32>,
     fixed: FixedBuffers,
     features: Features,
+    /// Takes the way of kernels that do not let reads of messages wait: for tests of it.
+    always_poll_messages: bool,
     id: u32,
 }
 

@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 
 use super::Token;
 use super::files::Id;
+use super::message::Message;
 use crate::buf::{Buf, KernelWrite};
 use crate::tx::TxBatch;
 
@@ -40,6 +41,8 @@ pub(super) enum Work {
     WriteVectored {
         batch: BatchInFlight,
     },
+    /// A read that waits for a message.
+    Message(Message),
     /// The kernel writes to the buffer.
     Fill(#[expect(dead_code, reason = "owned, not used")] KernelWrite),
     /// The kernel reads from the buffer.

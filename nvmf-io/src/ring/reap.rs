@@ -66,6 +66,12 @@ impl Ring {
                     Err(errno) => self.finish(index, token, Err(errno)),
                 }
             }
+            Work::Message(_) => {
+                if self.continue_message(index, result) {
+                    return None;
+                }
+                self.finish(index, token, result)
+            }
             _ if cqueue::more(flags) => Some(Completion {
                 more: true,
                 ..Completion::bare(token, result)

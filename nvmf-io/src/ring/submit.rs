@@ -486,7 +486,7 @@ impl Ring {
     }
 
     /// Queues an entry whose operation is in the slab.
-    fn push(&mut self, entry: squeue::Entry) {
+    pub(super) fn push(&mut self, entry: squeue::Entry) {
         if self.backlog.is_empty() {
             // SAFETY: everything the entry points at is owned by its operation in the slab until its last
             // completion, or it points at nothing.
@@ -538,7 +538,7 @@ impl Ring {
         self.fail(token, errno, batch);
     }
 
-    fn fail(&mut self, token: Token, errno: Errno, batch: Option<Box<TxBatch>>) {
+    pub(super) fn fail(&mut self, token: Token, errno: Errno, batch: Option<Box<TxBatch>>) {
         self.local.push_back(Completion {
             batch,
             ..Completion::bare(token, Err(errno))

@@ -3,6 +3,7 @@
 //! A [`Mapping`] only ever hands out raw pointers; who forms references from them argues why at that place.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
 /// What the memory may be used for.
@@ -72,6 +73,18 @@ impl Mapping {
                 len,
             })
         }
+    }
+
+    /// `len` bytes of `fd` from `offset` on, shared with whoever else maps them (a device, usually).
+    pub(crate) fn shared(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        access: Access,
+    ) -> io::Result<Self> {
+        let offset = libc::off_t::try_from(offset)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "mapping offset too large"))?;
+        Self::map(len, access, libc::MAP_SHARED, fd.as_raw_fd(), offset)
     }
 
     fn map(

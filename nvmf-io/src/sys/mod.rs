@@ -1,5 +1,8 @@
 //! System calls and ioctls that no other crate offers safely, one file for each kernel interface.
 
 pub mod block;
+pub mod fuse;
 pub(crate) mod ioctl;
+pub mod loopdev;
 pub(crate) mod mmap;
+pub mod ublk;
