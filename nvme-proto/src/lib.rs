@@ -4,8 +4,13 @@
 //! values. That is what makes it possible to simulate, to fuzz and to read on its own.
 //!
 //! - [`wire`]: every structure that crosses the wire, little endian, with its size asserted at compile time.
+//! - [`queue`]: a queue's slots, identifiers and flow control on either side, whatever the transport.
+//! - [`tcp`]: PDUs, handshake and the state machines of a TCP connection; [`digest`]: CRC32C.
 //! - [`violation`]: the rules that a peer can break, and what each breach leads to.
 #![forbid(unsafe_code)]
 
+pub mod digest;
+pub mod queue;
+pub mod tcp;
 pub mod violation;
 pub mod wire;
