@@ -9,11 +9,9 @@ use super::handshake::{ControllerOffer, IC_BYTES, TcpParams, answer, gather, ter
 use super::pdu::{CapsuleCmd, Fes, IcReq, PduType, TermReqHeader, TransferHeader};
 use super::{ADMIN_IN_CAPSULE_BYTES, TX_HEADER_BYTES};
 use crate::violation::Violation;
+use crate::wire::fabrics::ConnectData;
 use crate::wire::{Cid, Cqe, FabricsType, Sqe, Status};
-use zerocopy::{FromBytes, IntoBytes};
-
-/// Length of the data of Connect.
-pub const CONNECT_DATA_BYTES: usize = 1024;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// What the handshake came to.
 #[derive(Debug)]
@@ -41,14 +39,14 @@ pub enum HandshakeEvent {
 }
 
 /// A Connect command with its data, and what ICReq and ICResp agreed on before.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ConnectCapsule {
     /// What was agreed on.
     pub params: TcpParams,
     /// The command.
     pub sqe: Sqe,
     /// Its data.
-    pub data: [u8; CONNECT_DATA_BYTES],
+    pub data: ConnectData,
 }
 
 /// See the module's text. Whatever [`ControllerHandshake::receive`] returns, send what [`ControllerHandshake::take_output`] gives
@@ -171,7 +169,7 @@ impl AwaitConnect {
             connect: ConnectCapsule {
                 params,
                 sqe: Sqe::new(crate::wire::Opcode::FABRICS),
-                data: [0; CONNECT_DATA_BYTES],
+                data: ConnectData::new_zeroed(),
             },
             have: 0,
             refused: None,
@@ -238,7 +236,11 @@ impl AwaitConnect {
             Event::Payload(range) => {
                 let data = &input[range];
                 if self.refused.is_none()
-                    && let Some(room) = self.connect.data.get_mut(self.have..self.have + data.len())
+                    && let Some(room) = self
+                        .connect
+                        .data
+                        .as_mut_bytes()
+                        .get_mut(self.have..self.have + data.len())
                 {
                     room.copy_from_slice(data);
                     self.have += data.len();
@@ -290,7 +292,7 @@ fn check(sqe: &Sqe, capsule_bytes: u32) -> Result<(), Violation> {
         });
     }
     let sgl_bytes = sgl.length.get();
-    if sgl_bytes != capsule_bytes || sgl_bytes as usize != CONNECT_DATA_BYTES {
+    if sgl_bytes != capsule_bytes || sgl_bytes as usize != ConnectData::SIZE {
         return Err(Violation::SglLength {
             sgl_bytes,
             capsule_bytes,

@@ -272,7 +272,7 @@ impl PduDecoder {
             });
         }
         let pdo = u32::from(common.pdo);
-        if pdo < header_bytes || common.pdo % self.pda_bytes != 0 {
+        if pdo < header_bytes || !common.pdo.is_multiple_of(self.pda_bytes) {
             return Err(Violation::DataOffset {
                 pdu_type,
                 pdo: common.pdo,

@@ -214,7 +214,7 @@ impl HostHandshake {
             });
         }
         let max_h2c_data_bytes = response.maxh2cdata.get();
-        if max_h2c_data_bytes < MIN_MAX_H2C_DATA_BYTES || max_h2c_data_bytes % 4 != 0 {
+        if max_h2c_data_bytes < MIN_MAX_H2C_DATA_BYTES || !max_h2c_data_bytes.is_multiple_of(4) {
             return Err(Violation::MaxH2cData(max_h2c_data_bytes));
         }
         let params = TcpParams {
