@@ -30,8 +30,8 @@ pub mod tx;
 
 pub use buf::{Buf, BufPool, PoolConfig};
 pub use ring::{
-    Allocate, Completion, FileId, Interest, Ring, RingConfig, RingError, RxChunk, SockId, Token,
-    Wait, WriteFlags,
+    Allocate, BigRing, CommandDone, Completion, FileId, Interest, Ring, RingConfig, RingError,
+    RxChunk, SockId, Token, Wait, WriteFlags,
 };
 pub use rustix::io::Errno;
 pub use tx::TxBatch;

@@ -44,7 +44,7 @@ impl Ring {
 
     /// Submits the entry for the step at which a message stands.
     fn arm_message(&mut self, index: u32) {
-        let Work::Message(message) = &self.ops.get_mut(index).work else {
+        let Work::Message(message) = self.ops.get_mut(index).work() else {
             return;
         };
         let Ok(target) = self.files.target(message.file) else {
@@ -56,7 +56,7 @@ impl Ring {
 
     /// Goes on with a message when its entry completed; false when that was the end of it.
     pub(super) fn continue_message(&mut self, index: u32, result: Result<u32, Errno>) -> bool {
-        let Work::Message(message) = &mut self.ops.get_mut(index).work else {
+        let Work::Message(message) = self.ops.get_mut(index).work() else {
             return false;
         };
         match (message.polling, result) {

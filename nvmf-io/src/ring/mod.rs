@@ -4,12 +4,13 @@
 //! |---|---|
 //! | `setup` | creating the ring with the best flags the kernel has; [`RingError`] |
 //! | `enter` | the one system call of the I/O path |
-//! | `ops` | the slab of operations: what the kernel may touch is owned there |
+//! | `slab`, `ops` | the operations: what the kernel may touch is owned there |
 //! | `files` | registered files and sockets |
 //! | `rx` | receive buffers: a provided-buffer ring, or handed out one by one |
 //! | `submit` | one method for each operation |
 //! | `message` | reads from devices that hand out messages |
 //! | `reap` | completions, with what is retried or re-armed behind the caller's back |
+//! | `big` | a second kind of ring, for device commands |
 //! | `teardown` | cancelling everything when the ring is dropped |
 //!
 //! Invariants:
@@ -19,6 +20,7 @@
 //! - Receives of one socket are never in flight twice, and so are sends: the caller keeps to that (the bytes would
 //!   be interleaved), soundness does not depend on it.
 
+mod big;
 mod enter;
 mod files;
 mod message;
@@ -26,6 +28,7 @@ mod ops;
 mod reap;
 mod rx;
 mod setup;
+mod slab;
 mod submit;
 mod teardown;
 
@@ -38,6 +41,7 @@ use std::time::Instant;
 use io_uring::{IoUring, squeue};
 use rustix::io::Errno;
 
+pub use big::{BigRing, CommandDone};
 pub use files::{FileId, SockId};
 pub use rx::RxChunk;
 pub use setup::{Features, RingError};
@@ -46,8 +50,9 @@ pub use submit::{Allocate, Interest, UblkIo, WriteFlags};
 use crate::tx::TxBatch;
 use enter::Enter;
 use files::FileTable;
-use ops::Slab;
+use ops::Work;
 use rx::RxBuffers;
+use slab::Slab;
 
 /// What the caller knows an operation by; comes back in each of its completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -152,7 +157,7 @@ impl Completion {
 pub struct Ring {
     uring: ManuallyDrop<IoUring>,
     enter: Enter,
-    ops: ManuallyDrop<Slab>,
+    ops: ManuallyDrop<Slab<Work>>,
     files: FileTable,
     rx: Rc<RxBuffers>,
     /// Entries that found the submission queue full.

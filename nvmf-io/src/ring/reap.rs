@@ -33,7 +33,7 @@ impl Ring {
         let index = self.ops.find(entry.user_data())?;
         let op = self.ops.get_mut(index);
         let token = op.token;
-        match &mut op.work {
+        match op.work() {
             Work::Receive(_) => self.reap_receive(index, token, result, flags),
             Work::ReceiveInto { range, done, .. } => {
                 let len = range.end - range.start;
@@ -89,7 +89,7 @@ impl Ring {
     ) -> Option<Completion> {
         let Work::Receive(Receive {
             multishot, step, ..
-        }) = &mut self.ops.get_mut(index).work
+        }) = self.ops.get_mut(index).work()
         else {
             return None;
         };
@@ -145,7 +145,7 @@ impl Ring {
     /// Goes on with a receive without provided buffers once its socket is readable.
     fn receive_readable(&mut self, index: u32) {
         let free = self.rx.take_free();
-        let Work::Receive(receive) = &mut self.ops.get_mut(index).work else {
+        let Work::Receive(receive) = self.ops.get_mut(index).work() else {
             return;
         };
         if let Some(id) = free {

@@ -12,8 +12,8 @@ use rustix::io::Errno;
 
 use super::enter::Enter;
 use super::files::FileTable;
-use super::ops::Slab;
 use super::rx::RxBuffers;
+use super::slab::Slab;
 use super::{FixedBuffers, Ring, RingConfig};
 use crate::buf::BufPool;
 use crate::probe;
@@ -79,7 +79,7 @@ pub enum RingError {
 }
 
 impl RingError {
-    fn from_setup(source: io::Error) -> Self {
+    pub(super) fn from_setup(source: io::Error) -> Self {
         match Errno::from_io_error(&source) {
             Some(Errno::NOSYS) => Self::Missing,
             Some(Errno::PERM) => match probe::io_uring_disabled() {

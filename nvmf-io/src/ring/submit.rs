@@ -11,8 +11,9 @@ use io_uring::{opcode, squeue, types};
 use rustix::io::Errno;
 
 use super::files::{FileId, Id, SockId, Target};
-use super::ops::{BatchInFlight, IGNORED, Receive, Step, Work};
+use super::ops::{BatchInFlight, Receive, Step, Work};
 use super::rx::GROUP;
+use super::slab::IGNORED;
 use super::{Completion, Ring, Token, Wait};
 use crate::buf::{Buf, Fixed, KernelWrite};
 use crate::tx::TxBatch;
@@ -234,7 +235,7 @@ impl Ring {
 
     /// Submits the entry for the step at which a receive stands.
     pub(super) fn arm_receive(&mut self, index: u32) {
-        let Work::Receive(receive) = &self.ops.get_mut(index).work else {
+        let Work::Receive(receive) = self.ops.get_mut(index).work() else {
             return;
         };
         let (file, multishot, step) = (receive.file, receive.multishot, receive.step);
@@ -287,11 +288,11 @@ impl Ring {
             into,
             range,
             done,
-        } = &self.ops.get_mut(index).work
+        } = self.ops.get_mut(index).work()
         else {
             return;
         };
-        let rest = range.start + done..range.end;
+        let rest = range.start + *done..range.end;
         let (ptr, len) = (into.ptr(&rest), rest.end - rest.start);
         let Ok(target) = self.files.target(*file) else {
             return self.end(index, Errno::BADF);
@@ -315,7 +316,7 @@ impl Ring {
 
     /// Submits the entry for what is not sent yet.
     pub(super) fn arm_send(&mut self, index: u32) {
-        let Work::Send { file, batch, .. } = &mut self.ops.get_mut(index).work else {
+        let Work::Send { file, batch, .. } = self.ops.get_mut(index).work() else {
             return;
         };
         let file = *file;
@@ -400,7 +401,7 @@ impl Ring {
         if let Work::Receive(Receive {
             step: Step::Starved,
             ..
-        }) = self.ops.get_mut(index).work
+        }) = self.ops.get_mut(index).work()
         {
             self.starved.retain(|&starved| starved != index);
             return self.end(index, Errno::CANCELED);
@@ -455,7 +456,7 @@ impl Ring {
                 return;
             };
             let provided = self.rx.is_provided();
-            if let Work::Receive(receive) = &mut self.ops.get_mut(index).work {
+            if let Work::Receive(receive) = self.ops.get_mut(index).work() {
                 receive.step = if provided {
                     Step::Provided
                 } else {

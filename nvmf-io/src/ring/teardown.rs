@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types::CancelBuilder};
 
-use super::ops::IGNORED;
+use super::slab::IGNORED;
 use super::{Ring, Wait};
 
 /// How long operations get to end once they are cancelled. Only file I/O in the hands of a device cannot be
 /// cancelled, and the kernel's own block-layer time-out (30 s by default) ends that.
-const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 
 impl Ring {
     /// Ends all operations; false when some did not end within `limit`.
