@@ -1,24 +1,32 @@
-//! What makes a text an NVMe Qualified Name.
+//! Names that an operator writes down.
 //!
-//! NQNs are compared byte by byte everywhere else; only names that an operator writes down are judged for their form,
+//! NQNs are compared byte by byte everywhere else, whatever their form; only those that come from a configuration are judged for it,
 //! because a typing mistake there would lock hosts out without a word.
 
-use crate::model::{Nqn, NqnError};
+use nvme_proto::wire::Nqn;
+use nvme_proto::wire::nqn::{DISCOVERY_NQN, NqnError};
 
-/// The well-known name of every discovery service.
-pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
-
-/// Why a text cannot name a subsystem.
+/// Why a text in a configuration is not taken for a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SubsystemNqnError {
+pub enum NameError {
     /// No NQN at all.
-    #[error(transparent)]
-    NotAnNqn(#[from] NqnError),
-    /// Not of the form that the standard asks for.
+    #[error("{name:?}: {error}")]
+    NotAnNqn {
+        /// What was written.
+        name: String,
+        /// What is wrong with it.
+        error: NqnError,
+    },
+    /// Not of the form that the standard gives to names.
     #[error(
         "{0:?} does not have the form of an NQN: write nqn.YYYY-MM.REVERSED-DOMAIN:NAME, such as nqn.2025-01.org.example:disk1"
     )]
-    Malformed(String),
+    SubsystemForm(String),
+    /// A host's name that does not even begin as names do.
+    #[error(
+        "{0:?} does not have the form of an NQN: write what the host has in /etc/nvme/hostnqn, which starts with \"nqn.\""
+    )]
+    HostForm(String),
     /// The discovery service's own name, given to a subsystem.
     #[error(
         "{DISCOVERY_NQN} is the discovery service, which every listener has; give the subsystem a name of its own"
@@ -27,30 +35,37 @@ pub enum SubsystemNqnError {
 }
 
 /// Checks the name of a subsystem that this target is to serve.
-pub fn subsystem_nqn(name: &str) -> Result<Nqn, SubsystemNqnError> {
-    let nqn = Nqn::new(name)?;
-    if name == DISCOVERY_NQN {
-        return Err(SubsystemNqnError::Discovery);
+pub fn subsystem_nqn(name: &str) -> Result<Nqn, NameError> {
+    let nqn = parse(name)?;
+    if nqn.is_discovery() {
+        return Err(NameError::Discovery);
     }
-    let malformed = || SubsystemNqnError::Malformed(name.to_owned());
-    let rest = name.strip_prefix("nqn.").ok_or_else(malformed)?;
-    let (date, rest) = rest.split_at_checked(7).ok_or_else(malformed)?;
-    let date = date.as_bytes();
-    let month = [date[5], date[6]];
-    let dated = date[..4].iter().all(u8::is_ascii_digit)
-        && date[4] == b'-'
-        && month.iter().all(u8::is_ascii_digit)
-        && (*b"01"..=*b"12").contains(&month);
-    let (domain, local) = rest
-        .strip_prefix('.')
-        .and_then(|rest| rest.split_once(':'))
-        .ok_or_else(malformed)?;
-    let blank = name.contains(char::is_whitespace);
-    if dated && !domain.is_empty() && !local.is_empty() && !blank {
+    if nqn.has_standard_form() && is_plain(name) {
         Ok(nqn)
     } else {
-        Err(malformed())
+        Err(NameError::SubsystemForm(name.to_owned()))
     }
+}
+
+/// Checks the name of a host. Hosts made by other tools have names of many forms.
+pub fn host_nqn(name: &str) -> Result<Nqn, NameError> {
+    let nqn = parse(name)?;
+    if name.starts_with("nqn.") && is_plain(name) {
+        Ok(nqn)
+    } else {
+        Err(NameError::HostForm(name.to_owned()))
+    }
+}
+
+fn parse(name: &str) -> Result<Nqn, NameError> {
+    name.parse().map_err(|error| NameError::NotAnNqn {
+        name: name.to_owned(),
+        error,
+    })
+}
+
+fn is_plain(name: &str) -> bool {
+    !name.contains(|c: char| c.is_whitespace() || c.is_control())
 }
 
 #[cfg(test)]
@@ -64,34 +79,39 @@ mod tests {
             "nqn.2014-08.org.nvmexpress:uuid:c8c3a6a6-7b6a-4f8c-9d5c-2d5a3a7c0b1e",
         ] {
             assert_eq!(subsystem_nqn(nqn).unwrap().as_str(), nqn);
+            assert_eq!(host_nqn(nqn).unwrap().as_str(), nqn);
         }
+        assert!(host_nqn("nqn.of-some-tool").is_ok());
     }
 
     #[test]
     fn what_is_no_name_is_refused() {
-        for nqn in [
+        for name in [
+            "disk1",
             "nqn.disk1",
             "nqn.2025-13.org.example:x",
-            "nqn.2025-00.org.example:x",
             "nqn.25-01.org.example:x",
-            "nqn.2025-01.org.example",
-            "nqn.2025-01.:x",
-            "nqn.2025-01.org:",
-            "nqn.2025-0é.o:x",
             "nqn.2025-01.org.example:a b",
         ] {
-            let error = subsystem_nqn(nqn).unwrap_err();
-            assert_eq!(error, SubsystemNqnError::Malformed(nqn.to_owned()), "{nqn}");
+            let error = subsystem_nqn(name).unwrap_err();
+            assert_eq!(error, NameError::SubsystemForm(name.to_owned()));
         }
-        let prefix = SubsystemNqnError::NotAnNqn(NqnError::Prefix);
-        assert_eq!(subsystem_nqn("disk1"), Err(prefix));
+        for name in ["host1", "iqn.2025-01.org.example", "nqn.a\tb"] {
+            let error = host_nqn(name).unwrap_err();
+            assert_eq!(error, NameError::HostForm(name.to_owned()));
+        }
+        assert_eq!(subsystem_nqn(DISCOVERY_NQN), Err(NameError::Discovery));
         assert_eq!(
-            subsystem_nqn(DISCOVERY_NQN),
-            Err(SubsystemNqnError::Discovery)
+            subsystem_nqn("").unwrap_err().to_string(),
+            "\"\": the NQN is empty"
         );
         assert_eq!(
             subsystem_nqn("nqn.x").unwrap_err().to_string(),
             "\"nqn.x\" does not have the form of an NQN: write nqn.YYYY-MM.REVERSED-DOMAIN:NAME, such as nqn.2025-01.org.example:disk1"
+        );
+        assert_eq!(
+            host_nqn("h").unwrap_err().to_string(),
+            "\"h\" does not have the form of an NQN: write what the host has in /etc/nvme/hostnqn, which starts with \"nqn.\""
         );
     }
 }

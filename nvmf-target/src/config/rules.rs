@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::TcpAddress;
 use super::problem::{Collector, Place};
 use crate::backend::BackingSpec;
-use crate::model::{HostAccess, Nqn};
+use crate::model::HostAccess;
 
 /// The least size of a namespace: one block of the smallest size.
 const MIN_NAMESPACE_BYTES: u64 = 512;
@@ -181,7 +181,7 @@ pub fn host_access(
     }
     let mut names = BTreeSet::new();
     for (nqn, place) in hosts {
-        let Some(nqn) = problems.ok(&place, Nqn::new(&nqn)) else {
+        let Some(nqn) = problems.ok(&place, super::nqn::host_nqn(&nqn)) else {
             continue;
         };
         if !names.insert(nqn.clone()) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::nqn::Nqn;
+use nvme_proto::wire::Nqn;
 
 /// The hosts that a subsystem admits. The default admits nobody.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +20,8 @@ impl Default for HostAccess {
 }
 
 impl HostAccess {
-    /// Whether the host called `nqn` may connect. A name that is no valid NQN is only admitted by [`HostAccess::Any`].
-    pub fn allows(&self, nqn: &str) -> bool {
+    /// Whether the host called `nqn` may connect.
+    pub fn allows(&self, nqn: &Nqn) -> bool {
         match self {
             Self::Any => true,
             Self::Only(hosts) => hosts.contains(nqn),
@@ -35,10 +35,12 @@ mod tests {
 
     #[test]
     fn no_list_means_nobody() {
-        assert!(!HostAccess::default().allows("nqn.2024-01.org.example:host"));
-        assert!(HostAccess::Any.allows("nqn.2024-01.org.example:host"));
-        let one = HostAccess::Only([Nqn::new("nqn.2024-01.org.example:host").unwrap()].into());
-        assert!(one.allows("nqn.2024-01.org.example:host"));
-        assert!(!one.allows("nqn.2024-01.org.example:HOST"));
+        let nqn = |text: &str| text.parse::<Nqn>().unwrap();
+        let host = nqn("nqn.2024-01.org.example:host");
+        assert!(!HostAccess::default().allows(&host));
+        assert!(HostAccess::Any.allows(&host));
+        let one = HostAccess::Only([host.clone()].into());
+        assert!(one.allows(&host));
+        assert!(!one.allows(&nqn("nqn.2024-01.org.example:HOST")));
     }
 }

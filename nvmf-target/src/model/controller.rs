@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use nvme_proto::wire::Cntlid;
 
 use super::counters::IoCounters;
-use super::nqn::Nqn;
 use super::subsystem::SubsystemId;
+use nvme_proto::wire::Nqn;
 
 /// Names a controller in the whole process: controller identifiers are unique only within a subsystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,7 +73,7 @@ mod tests {
         };
         let controller = ControllerShared::new(
             key,
-            Nqn::new("nqn.2024-01.org.example:h").unwrap(),
+            "nqn.2024-01.org.example:h".parse().unwrap(),
             [1; 16],
             1,
         );

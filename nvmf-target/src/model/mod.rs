@@ -8,7 +8,6 @@ pub mod controller;
 pub mod counters;
 pub mod histogram;
 pub mod namespace;
-pub mod nqn;
 pub mod registry;
 pub mod subsystem;
 
@@ -17,6 +16,6 @@ pub use controller::{ControllerKey, ControllerShared};
 pub use counters::{IoClass, IoCounters, IoTotals};
 pub use histogram::LatencySummary;
 pub use namespace::{Geometry, Namespace, NamespaceIds, NamespaceTable};
-pub use nqn::{Nqn, NqnError};
+pub use nvme_proto::wire::Nqn;
 pub use registry::{ControllerRegistry, RegistryFull};
 pub use subsystem::{Subsystem, SubsystemId};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::access::HostAccess;
 use super::namespace::NamespaceTable;
-use super::nqn::Nqn;
+use nvme_proto::wire::Nqn;
 
 /// Names a subsystem in this process. Never reused while the process lives, so that a message about a removed subsystem cannot
 /// reach its namesake.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{HostAccess, Nqn};
+use crate::model::HostAccess;
 
 fn identity() -> Identity {
     Identity::from_seed(b"test machine")
@@ -152,7 +152,7 @@ fn beyond_loopback_somebody_must_be_named() {
         "nqn.h",
     ])
     .unwrap();
-    let host = Nqn::new("nqn.h").unwrap();
+    let host = "nqn.h".parse().unwrap();
     assert_eq!(closed.subsystems[0].hosts, HostAccess::Only([host].into()));
     let both = ["--null", "1G", "--allow-host", "nqn.h", "--allow-any-host"];
     assert_eq!(
@@ -169,7 +169,7 @@ fn each_mistake_says_what_to_write() {
     );
     assert_eq!(
         config(&["--null", "1G", "--nqn", "disk"]).unwrap_err(),
-        "--nqn: an NQN starts with \"nqn.\", for example nqn.2014-08.org.nvmexpress:uuid:…"
+        "--nqn: \"disk\" does not have the form of an NQN: write nqn.YYYY-MM.REVERSED-DOMAIN:NAME, such as nqn.2025-01.org.example:disk1"
     );
     assert_eq!(
         config(&["--null", "1G", "--block-size", "1024"]).unwrap_err(),

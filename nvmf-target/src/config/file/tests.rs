@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{HostAccess, Nqn};
+use crate::model::HostAccess;
 
 fn parse_text(text: &str) -> Result<Config, Problems> {
     parse(Path::new("t.toml"), text)
@@ -140,7 +140,7 @@ fn a_whole_file_is_read_key_by_key() {
         (a.serial.as_deref(), a.model.as_str()),
         (Some("S1"), "Example Disk")
     );
-    let host = Nqn::new("nqn.2014-08.org.nvmexpress:uuid:1").unwrap();
+    let host = "nqn.2014-08.org.nvmexpress:uuid:1".parse().unwrap();
     assert_eq!(a.hosts, HostAccess::Only([host].into()));
     assert_eq!(
         a.namespaces[0],
@@ -318,7 +318,7 @@ fn subsystems_are_named_once_and_well() {
     assert_eq!(
         messages("[[subsystem]]\nnqn = \"disk1\"\n"),
         [
-            "t.toml:2: nqn: an NQN starts with \"nqn.\", for example nqn.2014-08.org.nvmexpress:uuid:…"
+            "t.toml:2: nqn: \"disk1\" does not have the form of an NQN: write nqn.YYYY-MM.REVERSED-DOMAIN:NAME, such as nqn.2025-01.org.example:disk1"
         ]
     );
     assert_eq!(
@@ -370,7 +370,7 @@ fn hosts_are_a_list_or_everyone() {
     assert_eq!(
         subsystem_messages("allowed-hosts = [\"h\"]\n"),
         [
-            "t.toml:3: allowed-hosts: an NQN starts with \"nqn.\", for example nqn.2014-08.org.nvmexpress:uuid:…"
+            "t.toml:3: allowed-hosts: \"h\" does not have the form of an NQN: write what the host has in /etc/nvme/hostnqn, which starts with \"nqn.\""
         ]
     );
 }
