@@ -1,0 +1,687 @@
+//! The queue half: a state machine between one channel of `/dev/fuse` and block requests.
+//!
+//! Reading requests: a read takes one request, waits for it in the kernel, and needs a buffer with room for the largest.
+//! A single stream of requests needs one reader. Under load more of them take more requests in one turn; but each that
+//! waits is woken in vain by requests that another one takes, and holds a buffer. So their number follows how many were
+//! of use in the last turns.
+//!
+//! Invariants: a request that wants a reply gets exactly one, on the channel it was read from; at most
+//! [`MAX_READERS`] requests are taken per turn, and none while earlier ones wait for a buffer.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use nvmf_io::{Buf, Completion, Errno, FileId, TxBatch};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::MAX_TRANSFER_BYTES;
+use super::wire::{self, FallocateMode, InHeader, InitFlags, OpenFlags, OutHeader, opcode};
+use crate::block::commands::{Commands, Finished, Operation};
+use crate::block::device::Geometry;
+use crate::block::{BlockDone, BlockLimits, BlockOp, FrontEnd, FrontEndIo, TokenSpace};
+
+/// Requests taken in one turn, at most.
+const MAX_READERS: usize = 16;
+
+/// Turns in a row in which every reader was of use, before there are more: a single stream of requests, which never
+/// feeds two, then pays for a fruitless reader only now and then.
+const BUSY_TURNS_TO_GROW: u32 = 4;
+
+/// A page: payloads start on its boundary.
+const PAYLOAD_AT: u32 = 4096;
+
+/// Where a reader's buffer is read into, so that the payload of a WRITE starts at [`PAYLOAD_AT`].
+const MESSAGE_AT: u32 = PAYLOAD_AT - wire::WRITE_HEADER_BYTES as u32;
+
+/// Room for the largest request.
+const READER_BYTES: u32 = PAYLOAD_AT + MAX_TRANSFER_BYTES;
+
+/// Payloads up to this size are copied to a buffer of their own, so that many small writes do not hold as many
+/// buffers of the largest size.
+const COPY_BYTES: u32 = 16 << 10;
+
+/// Asynchronous requests that the kernel may have open: loop devices have queues of 128, and their largest request
+/// makes two of ours. Its default of 12 would be the bottleneck.
+const MAX_BACKGROUND: u16 = 1024;
+
+/// How long the kernel may remember that the file exists and what its attributes are: they change only with a resize,
+/// which asks for them.
+const VALID_SECONDS: u64 = 1 << 31;
+
+/// The only file.
+const FILE_NODE: u64 = 2;
+
+/// Token of replies; readers have their index.
+const REPLY: u32 = u32::MAX;
+
+/// What a finished command is answered with.
+enum Reply {
+    Data { unique: u64, len_bytes: u32 },
+    Written { unique: u64, len_bytes: u32 },
+    Empty { unique: u64 },
+}
+
+/// A read that waits for a buffer.
+struct Parked {
+    unique: u64,
+    offset_bytes: u64,
+    len_bytes: u32,
+}
+
+#[derive(Default)]
+struct Reader {
+    buf: Option<Buf>,
+    in_flight: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// Stopped by us or ended by the kernel.
+    Ended,
+}
+
+/// See the [module](self).
+pub(super) struct FuseFrontEnd {
+    geometry: Arc<Geometry>,
+    commands: Commands<Reply>,
+    channel: Channel,
+    readers: [Reader; MAX_READERS],
+    demand: Demand,
+    parked: VecDeque<Parked>,
+    phase: Phase,
+}
+
+impl FuseFrontEnd {
+    pub fn new(
+        channel: Arc<OwnedFd>,
+        geometry: Arc<Geometry>,
+        limits: BlockLimits,
+        depth: u16,
+    ) -> Self {
+        FuseFrontEnd {
+            geometry,
+            commands: Commands::new(limits, depth.into()),
+            channel: Channel {
+                fd: Some(channel),
+                file: None,
+                tokens: TokenSpace::new(0),
+                batches: Vec::new(),
+                replies_in_flight: 0,
+            },
+            readers: Default::default(),
+            demand: Demand::default(),
+            parked: VecDeque::with_capacity(MAX_READERS),
+            phase: Phase::Serving,
+        }
+    }
+
+    /// One request, `len` bytes of it, is in the buffer of a reader.
+    fn handle(&mut self, index: usize, len: u32, io: &mut FrontEndIo<'_>) {
+        let Some(buf) = self.readers[index].buf.take() else {
+            return;
+        };
+        let mut header = InHeader::default();
+        if len as usize >= size_of::<InHeader>() {
+            buf.copy_out(MESSAGE_AT, header.as_mut_bytes());
+        }
+        if header.len != len {
+            tracing::error!(
+                len,
+                said = header.len,
+                "the kernel sent a FUSE request of another length than it says"
+            );
+            return;
+        }
+        let message = Message { header, buf };
+        let keep = match header.opcode {
+            opcode::WRITE => self.write(message, io),
+            _ => {
+                if let Err(errno) = self.dispatch(&message, io) {
+                    self.channel.reply_error(header.unique, errno, io);
+                }
+                Some(message.buf)
+            }
+        };
+        self.readers[index].buf = keep;
+    }
+
+    /// Everything but writes. An error is the reply.
+    fn dispatch(&mut self, message: &Message, io: &mut FrontEndIo<'_>) -> Result<(), Errno> {
+        let unique = message.header.unique;
+        match message.header.opcode {
+            opcode::READ => {
+                let request: wire::TransferIn = message.body()?;
+                let size_bytes = self.geometry.size_bytes();
+                let rest_bytes = size_bytes.saturating_sub(request.offset);
+                let len_bytes = rest_bytes.min(request.size.into()) as u32;
+                if len_bytes == 0 {
+                    self.channel.reply(unique, &[], io);
+                    return Ok(());
+                }
+                if len_bytes > MAX_TRANSFER_BYTES
+                    || !self.geometry.contains(request.offset, len_bytes.into())
+                {
+                    return Err(Errno::INVAL);
+                }
+                self.parked.push_back(Parked {
+                    unique,
+                    offset_bytes: request.offset,
+                    len_bytes,
+                });
+                self.unpark(io);
+            }
+            opcode::FSYNC => self.open(Reply::Empty { unique }, BlockOp::Flush, 0, 0, None, io),
+            opcode::FALLOCATE => {
+                let request: wire::FallocateIn = message.body()?;
+                let mode = FallocateMode::from_bits_retain(request.mode)
+                    .difference(FallocateMode::KEEP_SIZE);
+                let unmap = match mode {
+                    FallocateMode::PUNCH_HOLE => true,
+                    FallocateMode::ZERO_RANGE => false,
+                    _ => return Err(Errno::OPNOTSUPP),
+                };
+                self.check_change(request.offset, request.length)?;
+                let op = BlockOp::WriteZeroes { unmap };
+                self.open(
+                    Reply::Empty { unique },
+                    op,
+                    request.offset,
+                    request.length,
+                    None,
+                    io,
+                );
+            }
+            opcode::INIT => {
+                let offer: wire::InitIn = message.body()?;
+                self.channel
+                    .reply(unique, negotiate(&offer)?.as_bytes(), io);
+            }
+            opcode::LOOKUP => {
+                if message.header.nodeid != wire::ROOT_NODE || !message.names(&self.geometry.name) {
+                    return Err(Errno::NOENT);
+                }
+                let entry = wire::EntryOut {
+                    nodeid: FILE_NODE,
+                    entry_valid: VALID_SECONDS,
+                    attr_valid: VALID_SECONDS,
+                    attr: self.attributes(FILE_NODE),
+                    ..Default::default()
+                };
+                self.channel.reply(unique, entry.as_bytes(), io);
+            }
+            opcode::GETATTR => {
+                let node = message.header.nodeid;
+                let attributes = wire::AttrOut {
+                    attr_valid: VALID_SECONDS,
+                    attr: self.attributes(node),
+                    ..Default::default()
+                };
+                self.channel.reply(unique, attributes.as_bytes(), io);
+            }
+            opcode::OPEN => {
+                let flags = OpenFlags::DIRECT_IO | OpenFlags::PARALLEL_DIRECT_WRITES;
+                let open = wire::OpenOut {
+                    open_flags: flags.bits(),
+                    ..Default::default()
+                };
+                self.channel.reply(unique, open.as_bytes(), io);
+            }
+            opcode::STATFS => {
+                // Loop takes its discard granularity from here.
+                let block = self.geometry.block_size_bytes;
+                let statfs = wire::StatfsOut {
+                    blocks: self.geometry.size_bytes() / u64::from(block),
+                    bsize: block,
+                    frsize: block,
+                    namelen: 255,
+                    files: 1,
+                    ..Default::default()
+                };
+                self.channel.reply(unique, statfs.as_bytes(), io);
+            }
+            opcode::RELEASE | opcode::FLUSH | opcode::DESTROY => {
+                self.channel.reply(unique, &[], io)
+            }
+            // These want no reply. What was interrupted completes in its own time: so does a block device.
+            opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => {}
+            _ => return Err(Errno::NOSYS),
+        }
+        Ok(())
+    }
+
+    /// Opens a write; returns the reader's buffer if it is free again.
+    fn write(&mut self, message: Message, io: &mut FrontEndIo<'_>) -> Option<Buf> {
+        let unique = message.header.unique;
+        let request = match self.check_write(&message) {
+            Ok(request) => request,
+            Err(errno) => {
+                self.channel.reply_error(unique, errno, io);
+                return Some(message.buf);
+            }
+        };
+        let len_bytes = request.size;
+        let copy = if len_bytes <= COPY_BYTES {
+            io.pool.alloc(len_bytes)
+        } else {
+            None
+        };
+        let (payload, keep) = match copy {
+            Some(copy) => {
+                copy.copy_from(0, &message.buf, PAYLOAD_AT..PAYLOAD_AT + len_bytes);
+                ((copy, 0), Some(message.buf))
+            }
+            None => ((message.buf, PAYLOAD_AT), None),
+        };
+        let reply = Reply::Written { unique, len_bytes };
+        self.open(
+            reply,
+            BlockOp::Write { fua: false },
+            request.offset,
+            len_bytes.into(),
+            Some(payload),
+            io,
+        );
+        keep
+    }
+
+    fn check_write(&self, message: &Message) -> Result<wire::TransferIn, Errno> {
+        let request: wire::TransferIn = message.body()?;
+        let expected_bytes = wire::WRITE_HEADER_BYTES as u64 + u64::from(request.size);
+        if u64::from(message.header.len) != expected_bytes || request.size == 0 {
+            return Err(Errno::INVAL);
+        }
+        self.check_change(request.offset, request.size.into())?;
+        Ok(request)
+    }
+
+    fn check_change(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), Errno> {
+        if self.geometry.read_only {
+            return Err(Errno::ROFS);
+        }
+        if self.geometry.contains(offset_bytes, len_bytes) {
+            Ok(())
+        } else {
+            Err(Errno::INVAL)
+        }
+    }
+
+    fn open(
+        &mut self,
+        reply: Reply,
+        op: BlockOp,
+        offset_bytes: u64,
+        len_bytes: u64,
+        payload: Option<(Buf, u32)>,
+        io: &mut FrontEndIo<'_>,
+    ) {
+        let operation = Operation {
+            op,
+            offset_bytes,
+            len_bytes,
+            payload,
+        };
+        if let Some(finished) = self.commands.open(reply, operation, io.requests) {
+            self.finish(finished, io);
+        }
+    }
+
+    fn finish(&mut self, finished: Finished<Reply>, io: &mut FrontEndIo<'_>) {
+        let (Reply::Data { unique, .. } | Reply::Written { unique, .. } | Reply::Empty { unique }) =
+            finished.reply;
+        if let Err(errno) = finished.result {
+            return self.channel.reply_error(unique, errno, io);
+        }
+        match (finished.reply, finished.payload) {
+            (Reply::Data { len_bytes, .. }, Some((buf, _))) => {
+                self.channel.reply_data(unique, &buf, len_bytes, io);
+            }
+            (Reply::Data { .. }, None) => self.channel.reply_error(unique, Errno::IO, io),
+            (Reply::Written { len_bytes, .. }, _) => {
+                let written = wire::WriteOut {
+                    size: len_bytes,
+                    padding: 0,
+                };
+                self.channel.reply(unique, written.as_bytes(), io);
+            }
+            (Reply::Empty { .. }, _) => self.channel.reply(unique, &[], io),
+        }
+    }
+
+    /// Starts reads that wait for a buffer, as far as there are buffers.
+    fn unpark(&mut self, io: &mut FrontEndIo<'_>) {
+        while let Some(parked) = self.parked.front() {
+            let Some(buf) = io.pool.alloc(parked.len_bytes) else {
+                return;
+            };
+            let &Parked {
+                unique,
+                offset_bytes,
+                len_bytes,
+            } = parked;
+            self.parked.pop_front();
+            let reply = Reply::Data { unique, len_bytes };
+            self.open(
+                reply,
+                BlockOp::Read,
+                offset_bytes,
+                len_bytes.into(),
+                Some((buf, 0)),
+                io,
+            );
+        }
+    }
+
+    fn attributes(&self, node: u64) -> wire::Attr {
+        const DIRECTORY: u32 = 0o040_000;
+        const REGULAR: u32 = 0o100_000;
+        if node == wire::ROOT_NODE {
+            return wire::Attr {
+                ino: node,
+                mode: DIRECTORY | 0o500,
+                nlink: 2,
+                ..Default::default()
+            };
+        }
+        let size_bytes = self.geometry.size_bytes();
+        wire::Attr {
+            ino: node,
+            size: size_bytes,
+            blocks: size_bytes / 512,
+            mode: REGULAR
+                | if self.geometry.read_only {
+                    0o400
+                } else {
+                    0o600
+                },
+            nlink: 1,
+            blksize: self.geometry.block_size_bytes,
+            ..Default::default()
+        }
+    }
+
+    /// Submits as many readers as are worth it.
+    fn read_more(&mut self, io: &mut FrontEndIo<'_>) {
+        let Some(file) = self.channel.file else {
+            return;
+        };
+        let waiting = self
+            .readers
+            .iter()
+            .filter(|reader| reader.in_flight)
+            .count();
+        let mut missing = self.demand.end_turn(waiting).saturating_sub(waiting);
+        for (index, reader) in self.readers.iter_mut().enumerate() {
+            if reader.in_flight {
+                continue;
+            }
+            if missing == 0 {
+                // Its buffer is of more use to others.
+                reader.buf = None;
+                continue;
+            }
+            missing -= 1;
+            if reader.buf.is_none() {
+                reader.buf = io.pool.alloc(READER_BYTES);
+            }
+            // Without a buffer the requests stay in the kernel until a later turn.
+            let Some(buf) = &reader.buf else { return };
+            let token = self.channel.tokens.token(index as u32);
+            io.ring
+                .read_message(file, buf, MESSAGE_AT..READER_BYTES, token);
+            reader.in_flight = true;
+        }
+    }
+
+    fn end(&mut self) {
+        self.phase = Phase::Ended;
+        self.parked.clear();
+        self.readers
+            .iter_mut()
+            .filter(|reader| !reader.in_flight)
+            .for_each(|reader| reader.buf = None);
+    }
+}
+
+impl FrontEnd for FuseFrontEnd {
+    fn start(&mut self, tokens: TokenSpace, io: &mut FrontEndIo<'_>) -> io::Result<()> {
+        self.channel.tokens = tokens;
+        self.channel.file = self.channel.fd.take().map(|fd| io.ring.add_file(fd));
+        Ok(())
+    }
+
+    fn on_completion(&mut self, completion: Completion, io: &mut FrontEndIo<'_>) {
+        let local = TokenSpace::local_of(completion.token);
+        if local == REPLY {
+            return self.channel.replied(completion);
+        }
+        let index = local as usize;
+        let Some(reader) = self.readers.get_mut(index) else {
+            return;
+        };
+        reader.in_flight = false;
+        match completion.result {
+            Ok(len) => {
+                self.demand.served += 1;
+                self.handle(index, len, io);
+            }
+            // The request was withdrawn while it was read, or we stop.
+            Err(Errno::NOENT | Errno::INTR | Errno::CANCELED) => {}
+            // The file system is gone; the connection was aborted.
+            Err(Errno::NODEV | Errno::CONNABORTED) => self.end(),
+            Err(errno) => {
+                tracing::error!(device = %self.geometry.name, %errno, "reading from /dev/fuse failed");
+                self.end();
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: BlockDone, io: &mut FrontEndIo<'_>) {
+        if let Some(finished) = self.commands.done(done, io.requests) {
+            self.finish(finished, io);
+        }
+    }
+
+    fn end_turn(&mut self, io: &mut FrontEndIo<'_>) {
+        if self.phase == Phase::Serving {
+            self.unpark(io);
+            if self.parked.is_empty() {
+                self.read_more(io);
+            }
+        } else if self.is_finished()
+            && let Some(file) = self.channel.file.take()
+        {
+            io.ring.remove_file(file);
+        }
+    }
+
+    fn stop(&mut self, io: &mut FrontEndIo<'_>) {
+        self.end();
+        for (index, reader) in self.readers.iter().enumerate() {
+            if reader.in_flight {
+                io.ring.cancel(self.channel.tokens.token(index as u32));
+            }
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.phase == Phase::Ended
+            && self.commands.open_count() == 0
+            && self.channel.replies_in_flight == 0
+            && self.readers.iter().all(|reader| !reader.in_flight)
+    }
+}
+
+/// A request as it lies in a reader's buffer.
+struct Message {
+    header: InHeader,
+    buf: Buf,
+}
+
+impl Message {
+    /// The structure behind the header.
+    fn body<T: FromBytes + IntoBytes>(&self) -> Result<T, Errno> {
+        if (self.header.len as usize) < size_of::<InHeader>() + size_of::<T>() {
+            return Err(Errno::INVAL);
+        }
+        let mut body = T::new_zeroed();
+        self.buf.copy_out(
+            MESSAGE_AT + size_of::<InHeader>() as u32,
+            body.as_mut_bytes(),
+        );
+        Ok(body)
+    }
+
+    /// Whether what follows the header is `name` and a zero byte.
+    fn names(&self, name: &str) -> bool {
+        let start = MESSAGE_AT + size_of::<InHeader>() as u32;
+        let len = (self.header.len as usize).saturating_sub(size_of::<InHeader>());
+        let Some(bytes) = self.buf.bytes() else {
+            return false;
+        };
+        let said = &bytes[start as usize..start as usize + len];
+        said.split_last()
+            .is_some_and(|(&end, said)| end == 0 && said == name.as_bytes())
+    }
+}
+
+/// How many readers there shall be.
+struct Demand {
+    readers: usize,
+    /// Requests taken in this turn.
+    served: usize,
+    busy_turns: u32,
+}
+
+impl Default for Demand {
+    fn default() -> Self {
+        Demand {
+            readers: 1,
+            served: 0,
+            busy_turns: 0,
+        }
+    }
+}
+
+impl Demand {
+    /// Learns from the turn that ends with `waiting` readers still waiting.
+    fn end_turn(&mut self, waiting: usize) -> usize {
+        let served = std::mem::take(&mut self.served);
+        if waiting > 0 && served > 0 {
+            self.readers = served.clamp(1, self.readers);
+            self.busy_turns = 0;
+        } else if served > 0 {
+            self.busy_turns += 1;
+            if self.busy_turns >= BUSY_TURNS_TO_GROW {
+                self.readers = (self.readers * 2).min(MAX_READERS);
+                self.busy_turns = 0;
+            }
+        }
+        self.readers
+    }
+}
+
+/// The way back to the kernel.
+struct Channel {
+    /// Until `start`.
+    fd: Option<Arc<OwnedFd>>,
+    file: Option<FileId>,
+    tokens: TokenSpace,
+    #[expect(clippy::vec_box, reason = "the ring takes and returns boxes")]
+    batches: Vec<Box<TxBatch>>,
+    replies_in_flight: usize,
+}
+
+impl Channel {
+    fn reply_error(&mut self, unique: u64, errno: Errno, io: &mut FrontEndIo<'_>) {
+        self.send(unique, -errno.raw_os_error(), &[], None, io);
+    }
+
+    fn reply(&mut self, unique: u64, body: &[u8], io: &mut FrontEndIo<'_>) {
+        self.send(unique, 0, body, None, io);
+    }
+
+    fn reply_data(&mut self, unique: u64, buf: &Buf, len_bytes: u32, io: &mut FrontEndIo<'_>) {
+        self.send(unique, 0, &[], Some((buf, len_bytes)), io);
+    }
+
+    fn send(
+        &mut self,
+        unique: u64,
+        error: i32,
+        body: &[u8],
+        payload: Option<(&Buf, u32)>,
+        io: &mut FrontEndIo<'_>,
+    ) {
+        let Some(file) = self.file else { return };
+        let payload_bytes = payload.map_or(0, |(_, len)| len);
+        let header = OutHeader {
+            len: (size_of::<OutHeader>() + body.len()) as u32 + payload_bytes,
+            error,
+            unique,
+        };
+        let mut batch = self
+            .batches
+            .pop()
+            .unwrap_or_else(|| TxBatch::new(REPLY_HEADER_BYTES, REPLY_SEGMENTS));
+        let pushed = batch
+            .push_header(header.as_bytes())
+            .and_then(|()| batch.push_header(body))
+            .and_then(|()| payload.map_or(Ok(()), |(buf, len)| batch.push_payload(buf, 0..len)));
+        debug_assert!(pushed.is_ok(), "the largest reply fits into an empty batch");
+        self.replies_in_flight += 1;
+        io.ring
+            .write_vectored(file, 0, batch, self.tokens.token(REPLY));
+    }
+
+    fn replied(&mut self, completion: Completion) {
+        self.replies_in_flight -= 1;
+        match completion.result {
+            // NOENT: the request was withdrawn meanwhile. The others: the file system is gone, which readers report.
+            Ok(_)
+            | Err(
+                Errno::NOENT | Errno::NODEV | Errno::CONNABORTED | Errno::PERM | Errno::CANCELED,
+            ) => {}
+            Err(errno) => tracing::error!(%errno, "the kernel refused a FUSE reply"),
+        }
+        if let Some(mut batch) = completion.batch {
+            batch.clear();
+            self.batches.push(batch);
+        }
+    }
+}
+
+/// Header and the largest body, which is that of a LOOKUP.
+const REPLY_HEADER_BYTES: usize = size_of::<OutHeader>() + size_of::<wire::EntryOut>();
+/// Header with body, and payload.
+const REPLY_SEGMENTS: usize = 2;
+
+/// Our answer to the kernel's offer.
+fn negotiate(offer: &wire::InitIn) -> Result<wire::InitOut, Errno> {
+    if offer.major != wire::KERNEL_VERSION || offer.minor < wire::MIN_MINOR_VERSION {
+        tracing::error!(
+            "the kernel speaks FUSE {}.{}; 7.31 (Linux 5.2) is needed",
+            offer.major,
+            offer.minor
+        );
+        return Err(Errno::PROTO);
+    }
+    let offered =
+        InitFlags::from_bits_retain(u64::from(offer.flags2) << 32 | u64::from(offer.flags));
+    let flags = offered & InitFlags::all();
+    Ok(wire::InitOut {
+        major: wire::KERNEL_VERSION,
+        minor: wire::MINOR_VERSION.min(offer.minor),
+        max_readahead: 0,
+        flags: flags.bits() as u32,
+        flags2: (flags.bits() >> 32) as u32,
+        max_background: MAX_BACKGROUND,
+        congestion_threshold: MAX_BACKGROUND / 4 * 3,
+        max_write: MAX_TRANSFER_BYTES,
+        max_pages: (MAX_TRANSFER_BYTES / 4096) as u16,
+        time_gran: 1,
+        ..Default::default()
+    })
+}
