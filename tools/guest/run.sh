@@ -26,6 +26,7 @@ done
 [ -r "$1" ] || die "run: cannot read the script $1"
 [[ $cpus =~ ^[1-9][0-9]*$ && ${mem_mib:-1} =~ ^[1-9][0-9]*$ && $timeout_s =~ ^[1-9][0-9]*$ ]] || die "run: --cpus, --mem and --timeout take whole numbers"
 [ "$kind" = qemu ] || [ ${#nvmes[@]} = 0 ] || die "run: --nvme needs --qemu: user-mode Linux has no emulated NVMe"
+timeout_s=$((timeout_s * ${NVMF_SOAK:-1})) # `make soak` repeats more
 setup=$(guest_ready "$kind") || die "run: no $kind guest is set up for this tree: run '$GUEST_DIR/guest setup $kind'"
 script=$(realpath "$1") && shift
 
