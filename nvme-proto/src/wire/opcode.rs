@@ -18,7 +18,7 @@ impl Opcode {
     pub const FABRICS: Self = Self(0x7f);
 
     /// Bits 1:0 = 01b: data goes from host to controller. Fabrics commands carry the direction in FCTYPE instead, see
-    /// [`FabricsType::is_host_to_controller`].
+    /// [`FctypeCode::is_host_to_controller`].
     pub const fn is_host_to_controller(self) -> bool {
         self.0 & 0b11 == 0b01
     }

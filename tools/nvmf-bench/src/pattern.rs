@@ -76,7 +76,7 @@ impl Order {
         }
     }
 
-    /// The pass of the block that [`Order::next`] yields next, counted from 0.
+    /// The pass of the block that [`Order::next_block`] yields next, counted from 0.
     pub fn pass(&self) -> u64 {
         self.pass
     }

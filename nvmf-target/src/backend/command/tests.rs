@@ -1,3 +1,5 @@
+//! Tests of validation and translation of commands, against a null namespace.
+
 use std::sync::Arc;
 
 use nvme_proto::wire::{Nsid, Opcode};

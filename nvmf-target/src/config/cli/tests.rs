@@ -1,3 +1,5 @@
+//! Tests of the command line: the quick form, and what is refused.
+
 use super::*;
 use crate::model::HostAccess;
 

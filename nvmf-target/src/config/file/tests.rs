@@ -1,3 +1,5 @@
+//! Tests of the configuration file: what is read, and what is refused with which words.
+
 use super::*;
 use crate::model::HostAccess;
 
