@@ -3,12 +3,15 @@
 //! Messages to a shard go through its mailbox, are handled between two turns of its loop and in order. Answers come back on
 //! one-shot channels, events on one channel of all shards. None of this is on the I/O path.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use nvme_proto::wire::{Cid, Cntlid, Nsid, Qid};
+use nvme_proto::queue::QueueLimits;
+use nvme_proto::tcp::TcpParams;
+use nvme_proto::wire::{Cid, Nsid, Qid};
 use tokio::sync::oneshot;
 
-use crate::model::{ControllerKey, NamespaceTable, Nqn, SubsystemId};
+use crate::model::{ControllerKey, ControllerShared, NamespaceTable, Nqn, SubsystemId};
 
 /// Where an acknowledgement or answer goes. A receiver that has gone away is no error.
 pub type Reply<T> = oneshot::Sender<T>;
@@ -29,22 +32,16 @@ pub enum Scope {
 /// What the control thread asks of a shard.
 #[derive(Debug)]
 pub enum ShardMessage {
+    /// Serve an I/O queue from here on: answer its Connect, then its commands.
+    Adopt(Box<Adopt>),
     /// The namespaces of a subsystem are these from now on. Commands to a namespace that is gone and that already run finish; later ones
-    /// complete with Invalid Namespace. The answer names what cannot be served by this shard, and why; it comes once the
-    /// table is in use.
+    /// complete with Invalid Namespace.
     Namespaces {
         /// Whose.
         subsystem: SubsystemId,
         /// All of them.
         table: Arc<NamespaceTable>,
         /// Answered when the shard uses the table.
-        reply: Reply<Vec<NamespaceFault>>,
-    },
-    /// The subsystem is gone: forget its namespaces. Its controllers were dropped before.
-    ForgetSubsystem {
-        /// Which.
-        subsystem: SubsystemId,
-        /// Answered when its files are closed.
         ack: Reply<()>,
     },
     /// Commands in the scope are held from now on: not handed to a backing, not completed. Those that already run go on. Pauses nest: each
@@ -101,13 +98,23 @@ pub enum ShardMessage {
     },
 }
 
-/// Why a shard cannot serve a namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NamespaceFault {
-    /// Which.
-    pub nsid: Nsid,
-    /// What is wrong and what to do.
-    pub reason: String,
+/// A connection whose Connect was received and accepted, on its way to the shard that has it from then on.
+#[derive(Debug)]
+pub struct Adopt {
+    /// The socket.
+    pub fd: OwnedFd,
+    /// What was received from it beyond the Connect capsule.
+    pub received: Vec<u8>,
+    /// What ICReq and ICResp agreed on.
+    pub tcp: TcpParams,
+    /// What the queue is made with: its depth from Connect, the rest as the controller announced it.
+    pub limits: QueueLimits,
+    /// The queue's identifier, not 0.
+    pub qid: Qid,
+    /// The Connect command, which the shard answers.
+    pub connect_cid: Cid,
+    /// The controller that the queue belongs to. The namespaces of its subsystem were sent before ([`ShardMessage::Namespaces`]).
+    pub controller: Arc<ControllerShared>,
 }
 
 /// What a shard tells the control thread on its own.
@@ -157,8 +164,8 @@ pub enum CloseReason {
 pub struct ShardStats {
     /// I/O queues it has.
     pub queues: Vec<QueueStats>,
-    /// Bytes of data buffers in use.
-    pub buffer_bytes_in_use: u64,
+    /// Data buffers in use, by commands, by sends, and as reserves of queues.
+    pub buffers_in_use: u64,
     /// Bytes of memory that data buffers took from the system so far.
     pub buffer_bytes_reserved: u64,
     /// Commands that wait for a buffer.
@@ -180,11 +187,4 @@ pub struct QueueStats {
     pub in_flight: u32,
     /// Commands received since the connection was adopted.
     pub commands: u64,
-}
-
-impl ControllerKey {
-    /// The controller `cntlid` of `subsystem`.
-    pub fn new(subsystem: SubsystemId, cntlid: Cntlid) -> Self {
-        Self { subsystem, cntlid }
-    }
 }

@@ -1,7 +1,32 @@
 //! The data path: one thread with one ring for each core of the set.
+//!
+//! A connection belongs to one shard for life, and a command stays there from socket to storage and back: no lock, no allocation and no call to another thread
+//! on its way. The control thread sends [`ShardMessage`]s and gets [`ShardEvent`]s.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `run` | the loop |
+//! | `queue` | a connection with its commands: from command to completion |
+//! | `receive`, `transmit` | its two halves |
+//! | `lifecycle` | its end, and Abort |
+//! | `slot`, `spaces` | what is known of a command, and of a namespace |
+//! | `control` | messages of the control thread |
+//! | `handle` | starting a shard |
 
+mod context;
+mod control;
+mod handle;
+mod lifecycle;
 mod message;
+mod queue;
+mod receive;
+mod run;
+mod slot;
+mod spaces;
+mod token;
+mod transmit;
 
+pub use handle::{ShardConfig, ShardError, ShardGone, ShardHandle};
 pub use message::{
-    CloseReason, NamespaceFault, QueueStats, Reply, Scope, ShardEvent, ShardMessage, ShardStats,
+    Adopt, CloseReason, QueueStats, Reply, Scope, ShardEvent, ShardMessage, ShardStats,
 };

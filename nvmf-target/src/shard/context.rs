@@ -1,0 +1,109 @@
+//! What the queues of a shard share: the ring, the buffers, the namespaces, and the lists of who has something to do.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use nvme_proto::queue::SlotId;
+use nvme_proto::tcp::{TX_HEADER_BYTES, TxHeader};
+use nvmf_io::timer::Timers;
+use nvmf_io::{BufPool, Ring};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::message::{Reply, ShardEvent};
+use super::spaces::{SpaceId, Spaces};
+use super::token::QueueKey;
+use crate::backend::Lent;
+use crate::model::IoClass;
+
+/// A command that completed in this turn; counted at the turn's end, when its response goes out, with one look at the clock for all.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) queue: QueueKey,
+    pub(super) space: SpaceId,
+    pub(super) class: IoClass,
+    pub(super) bytes: u64,
+    pub(super) received: Instant,
+}
+
+/// An Abort whose command runs in a backing: answered when that ends.
+#[derive(Debug)]
+pub(super) struct PendingAbort {
+    pub(super) queue: QueueKey,
+    pub(super) slot: SlotId,
+    pub(super) reply: Reply<bool>,
+}
+
+/// Shared by all queues of a shard. Lent to a queue's methods by the loop.
+pub(super) struct Context {
+    pub(super) ring: Ring,
+    pub(super) pool: BufPool,
+    pub(super) lent: Lent,
+    pub(super) spaces: Spaces,
+    /// Which line of counters is this shard's.
+    pub(super) shard: usize,
+    /// When this turn began: when whatever it handles was received.
+    pub(super) now: Instant,
+    /// Changes from time to time, never 0: tells the controllers that there was traffic.
+    pub(super) tick: u32,
+    /// Most bytes of data buffers that one queue may hold while others wait.
+    pub(super) queue_share_bytes: u64,
+    /// Queues that may have something to send.
+    pub(super) dirty: Vec<QueueKey>,
+    /// Queues with input that was received and not yet looked at.
+    pub(super) ready: VecDeque<QueueKey>,
+    /// Queues with commands that wait for a buffer, each once.
+    pub(super) starving: VecDeque<QueueKey>,
+    /// Whether buffers came back since the starving were last served.
+    pub(super) buffers_freed: bool,
+    /// Commands that wait for the compare buffer.
+    pub(super) comparing: VecDeque<(QueueKey, SlotId)>,
+    /// Commands that completed in this turn.
+    pub(super) finished: Vec<Finished>,
+    /// Queues that a part of the protocol or a shutdown gave a time limit.
+    pub(super) timers: Timers<QueueKey>,
+    /// Queues that were shut and are gone as soon as nothing of them is in flight.
+    pub(super) closing: Vec<QueueKey>,
+    /// When to look for hosts that hold buffers without going on; only while somebody waits for a buffer.
+    pub(super) stall_check: Option<Instant>,
+    pub(super) aborts: Vec<PendingAbort>,
+    pub(super) events: UnboundedSender<ShardEvent>,
+    /// Where headers are made.
+    pub(super) header: Box<TxHeader>,
+}
+
+/// Commands that [`Context::finished`] has room for without growing; it grows to what a turn can complete, once.
+const FINISHED_CAPACITY: usize = 1024;
+
+impl Context {
+    pub(super) fn new(
+        ring: Ring,
+        pool: BufPool,
+        lent: Lent,
+        shard: usize,
+        queue_share_bytes: u64,
+        events: UnboundedSender<ShardEvent>,
+    ) -> Self {
+        Self {
+            ring,
+            pool,
+            lent,
+            spaces: Spaces::default(),
+            shard,
+            now: Instant::now(),
+            tick: 1,
+            queue_share_bytes,
+            dirty: Vec::new(),
+            ready: VecDeque::new(),
+            starving: VecDeque::new(),
+            buffers_freed: false,
+            comparing: VecDeque::new(),
+            finished: Vec::with_capacity(FINISHED_CAPACITY),
+            timers: Timers::new(),
+            closing: Vec::new(),
+            stall_check: None,
+            aborts: Vec::new(),
+            events,
+            header: Box::new([0; TX_HEADER_BYTES]),
+        }
+    }
+}

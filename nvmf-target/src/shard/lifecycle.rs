@@ -1,0 +1,258 @@
+//! How a queue ends.
+//!
+//! ```text
+//! Live ──drain──▶ Draining ──responses out, or too long──▶ Closing ──nothing in flight──▶ gone
+//!   │                                                         ▲
+//!   ├──broken rule──▶ Terminating ──host closed, or 30 s──────┤
+//!   └──host closed, socket failed─────────────────────────────┘
+//! ```
+//! Whatever way it takes, commands that the backing has run to their end first: a queue that is gone can no longer reach
+//! storage, which is what fences an association from its successor.
+
+use std::time::{Duration, Instant};
+
+use nvme_proto::queue::SlotId;
+use nvme_proto::queue::controller::AbortOutcome;
+use nvme_proto::tcp::TERMINATION_TIMEOUT_MS;
+use nvme_proto::violation::Violation;
+use nvme_proto::wire::{Cid, Status};
+
+use super::context::{Context, PendingAbort};
+use super::message::{CloseReason, Reply, ShardEvent};
+use super::queue::Queue;
+use super::slot::Phase;
+use super::token::Purpose;
+
+/// A queue that ends in good order waits so long for the host to take the last responses. Hosts that go have stopped reading: no more than a moment.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// A host that neither takes what it is sent nor sends what it was asked for is given up after this time, when others wait for the buffers it
+/// holds.
+pub(super) const STALL_LIMIT: Duration = Duration::from_secs(30);
+
+/// State of a queue, see the module's text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// In service.
+    Live,
+    /// Takes no more commands; those that run finish and are answered.
+    Draining,
+    /// The host was told that it broke a rule, and is expected to close.
+    Terminating,
+    /// The socket is shut; waits for what is in flight.
+    Closing,
+}
+
+impl Life {
+    /// Whether commands are still answered.
+    pub(super) fn answers(self) -> bool {
+        matches!(self, Self::Live | Self::Draining)
+    }
+}
+
+/// What is remembered about the end of a queue, and about its host's pace.
+#[derive(Debug)]
+pub(super) struct Ending {
+    reason: Option<CloseReason>,
+    /// When the host last sent or took something.
+    progress: Instant,
+}
+
+impl Ending {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            reason: None,
+            progress: now,
+        }
+    }
+}
+
+impl Queue {
+    /// Ends the queue in good order.
+    pub(super) fn drain(&mut self, cx: &mut Context, reason: CloseReason) {
+        match self.life {
+            Life::Live => {
+                self.life = Life::Draining;
+                self.ending.reason = Some(reason);
+                self.rx.discard();
+                self.arm(cx);
+                cx.timers.set(self.key, cx.now + DRAIN_LIMIT);
+                // Sending, be it nothing, leads on.
+                self.mark_dirty(cx);
+            }
+            Life::Terminating => self.close(cx, reason),
+            Life::Draining | Life::Closing => {}
+        }
+    }
+
+    /// Goes on to close once a draining queue has nothing more to say.
+    pub(super) fn drained(&mut self, cx: &mut Context) {
+        let done = self.running == 0 && self.tx.is_idle() && !self.conn.wants_transmit();
+        if let Life::Draining = self.life
+            && done
+        {
+            self.close(cx, CloseReason::Dropped);
+        }
+    }
+
+    /// The host broke a rule.
+    pub(super) fn violated(&mut self, cx: &mut Context, violation: Violation) {
+        tracing::warn!(host = %self.controller.host_nqn, queue = %self.qid, %violation, "the host broke the protocol");
+        let reason = CloseReason::Violation(violation.to_string());
+        if !self.conn.is_terminating() {
+            return self.close(cx, reason);
+        }
+        self.life = Life::Terminating;
+        self.ending.reason = Some(reason);
+        self.rx.discard();
+        self.end_commands(cx);
+        cx.timers.set(
+            self.key,
+            cx.now + Duration::from_millis(TERMINATION_TIMEOUT_MS),
+        );
+        self.mark_dirty(cx);
+    }
+
+    /// Shuts the socket. The queue is gone when nothing is in flight any more; the first reason given is the one that counts.
+    pub(super) fn close(&mut self, cx: &mut Context, reason: CloseReason) {
+        if let Life::Closing = self.life {
+            return;
+        }
+        self.life = Life::Closing;
+        self.ending.reason.get_or_insert(reason);
+        cx.timers.cancel(&self.key);
+        self.rx.discard();
+        self.end_commands(cx);
+        // Fails when the host was faster.
+        let _ = cx.ring.shutdown(self.socket);
+        cx.closing.push(self.key);
+    }
+
+    /// Ends every command that the backing does not have; those that it has are ended by their completion.
+    fn end_commands(&mut self, cx: &mut Context) {
+        self.waiting.clear();
+        self.held.clear();
+        self.conn.close(|_| {});
+        // What is left in the protocol's queue is being executed: here, or by the backing.
+        let left: Vec<SlotId> = self.conn.live_slots().map(|(slot, _)| slot).collect();
+        let ours = left
+            .into_iter()
+            .filter(|slot| self.slots[*slot].phase != Phase::Running);
+        ours.for_each(|slot| self.conn.complete(slot, Status::ABORTED_SQ_DELETION, 0));
+        let ended: Vec<(SlotId, Phase)> = self
+            .slots
+            .busy()
+            .map(|(slot, state)| (slot, state.phase))
+            .filter(|(_, phase)| *phase != Phase::Running)
+            .collect();
+        for (slot, phase) in ended {
+            if phase == Phase::Comparing {
+                self.stop_running(cx, slot);
+            }
+            self.slots[slot].phase = Phase::Free;
+            if let Some(command) = self.slots[slot].command.take() {
+                cx.spaces.unuse(command.space, &mut cx.ring);
+            }
+            self.release_buffer(cx, slot);
+            self.answer_abort(cx, slot, Status::ABORTED_SQ_DELETION);
+        }
+    }
+
+    /// Its time limit has passed.
+    pub(super) fn timed_out(&mut self, cx: &mut Context) {
+        self.close(cx, CloseReason::Dropped);
+    }
+
+    /// Whether nothing of it is in flight any more, neither on the socket nor on a backing.
+    pub(super) fn is_gone(&self) -> bool {
+        self.life == Life::Closing && self.running == 0 && self.tx.is_idle() && self.rx.is_idle()
+    }
+
+    /// Says that it is gone.
+    pub(super) fn announce(&mut self, cx: &mut Context) {
+        cx.ring.remove_socket(self.socket);
+        let reason = self.ending.reason.take().unwrap_or(CloseReason::Dropped);
+        tracing::debug!(host = %self.controller.host_nqn, queue = %self.qid, ?reason, "queue closed");
+        let event = ShardEvent::QueueClosed {
+            shard: cx.shard,
+            controller: self.controller.key,
+            qid: self.qid,
+            reason,
+        };
+        // Nobody listens when the process ends.
+        let _ = cx.events.send(event);
+    }
+
+    /// The host sent or took something.
+    #[inline]
+    pub(super) fn progressed(&mut self, cx: &Context) {
+        self.ending.progress = cx.now;
+    }
+
+    /// Closes the queue if it has held buffers too long for a host that does nothing.
+    pub(super) fn check_stall(&mut self, cx: &mut Context) {
+        let waits_for_host =
+            !self.tx.is_idle() || self.slots.busy().any(|(_, slot)| slot.phase == Phase::Data);
+        let idle = cx.now.saturating_duration_since(self.ending.progress);
+        if self.buffer_bytes > 0 && waits_for_host && idle >= STALL_LIMIT && self.life == Life::Live
+        {
+            tracing::warn!(host = %self.controller.host_nqn, queue = %self.qid,
+                "the host does not go on with its transfers, and others wait for the buffers; closed");
+            self.close(cx, CloseReason::Stalled);
+        }
+    }
+
+    /// The Abort command for `cid`: removes what waits, tries to cancel what runs.
+    pub(super) fn abort(&mut self, cx: &mut Context, cid: Cid, reply: Reply<bool>) {
+        let slot = match self.conn.abort(cid) {
+            AbortOutcome::NotFound => {
+                let _ = reply.send(false);
+                return;
+            }
+            AbortOutcome::Waiting(slot) | AbortOutcome::Executing(slot) => slot,
+        };
+        let phase = self.slots[slot].phase;
+        if self.slots[slot].command.is_none() {
+            // A fabrics command: answered at once.
+            let _ = reply.send(false);
+            return;
+        }
+        cx.aborts.push(PendingAbort {
+            queue: self.key,
+            slot,
+            reply,
+        });
+        match phase {
+            Phase::Running => cx.ring.cancel(Purpose::Storage(self.key, slot).token()),
+            Phase::Comparing => {
+                self.stop_running(cx, slot);
+                self.finish(cx, slot, Status::ABORT_REQUESTED);
+            }
+            Phase::Buffer | Phase::Data | Phase::Held | Phase::Free | Phase::Sending => {
+                self.waiting.retain(|other| *other != slot);
+                self.held.retain(|other| *other != slot);
+                if self.rx.blocked() == Some(slot) {
+                    self.rx.unblock();
+                    self.mark_ready(cx);
+                }
+                self.finish(cx, slot, Status::ABORT_REQUESTED);
+            }
+        }
+    }
+
+    /// Answers an Abort of the command in `slot`, which completed with `status`.
+    pub(super) fn answer_abort(&mut self, cx: &mut Context, slot: SlotId, status: Status) {
+        if cx.aborts.is_empty() {
+            return;
+        }
+        let key = self.key;
+        let aborted = status.is(Status::ABORT_REQUESTED);
+        for pending in cx
+            .aborts
+            .extract_if(.., |pending| pending.queue == key && pending.slot == slot)
+        {
+            // The control thread may have given up on it.
+            let _ = pending.reply.send(aborted);
+        }
+    }
+}

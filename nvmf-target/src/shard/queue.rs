@@ -1,0 +1,471 @@
+//! One I/O queue: a connection, its commands and their buffers.
+//!
+//! A command goes: received and checked ([`Queue::command`]) → a buffer for its data, at once or when one is free → data from the host → started
+//! unless a pause holds it ([`Queue::start`]) → operations on the backing ([`Queue::storage_done`]) → completed ([`Queue::finish`]). Receiving is in
+//! `receive`, sending in `transmit`, the end in `lifecycle`.
+//!
+//! Invariants:
+//! - an R2T goes out only for a command that has its buffer, so that whatever arrives has a place;
+//! - in-capsule data has a place of its own: when the pool is dry the queue's reserve serves, and while that is taken, which only the backing and not the
+//!   stream can prolong, nothing more is received: no wait for bytes that are behind the ones not read;
+//! - `running` counts commands that the backing has: the queue outlives them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nvme_proto::queue::{QueueLimits, SlotId, Transfer};
+use nvme_proto::tcp::ControllerConn;
+use nvme_proto::wire::{FabricsType, Qid, Status};
+use nvmf_io::{Buf, Errno, SockId};
+
+use super::context::{Context, Finished};
+use super::lifecycle::{Ending, Life};
+use super::message::{Adopt, CloseReason};
+use super::receive::Rx;
+use super::slot::{Command, Phase, Slots};
+use super::spaces::SubsystemIndex;
+use super::token::{Purpose, QueueKey};
+use super::transmit::Tx;
+use crate::backend::{DataNeeds, Next, Plan, Task, Work, plan};
+use crate::model::ControllerShared;
+
+/// How often it is looked whether a host holds buffers without going on, while others wait for them.
+pub(super) const STALL_CHECK: Duration = Duration::from_secs(1);
+
+/// An I/O queue.
+pub(super) struct Queue {
+    pub(super) key: QueueKey,
+    pub(super) qid: Qid,
+    pub(super) controller: Arc<ControllerShared>,
+    pub(super) subsystem: SubsystemIndex,
+    pub(super) conn: ControllerConn,
+    pub(super) socket: SockId,
+    pub(super) limits: QueueLimits,
+    pub(super) slots: Slots,
+    pub(super) rx: Rx,
+    pub(super) tx: Tx,
+    pub(super) life: Life,
+    pub(super) ending: Ending,
+    /// Commands that wait for a buffer, in order.
+    pub(super) waiting: VecDeque<SlotId>,
+    /// Commands that a pause holds, in order.
+    pub(super) held: VecDeque<SlotId>,
+    /// Pauses in force on its controller or host.
+    pub(super) paused: u32,
+    /// Commands that the backing has.
+    pub(super) running: u32,
+    /// Bytes of buffers that its commands hold.
+    pub(super) buffer_bytes: u64,
+    /// Where in-capsule data goes when the pool is dry.
+    reserve: Reserve,
+    pub(super) is_dirty: bool,
+    pub(super) is_ready: bool,
+    pub(super) is_starving: bool,
+    /// Commands received.
+    pub(super) commands: u64,
+}
+
+#[derive(Debug)]
+enum Reserve {
+    /// There never was a buffer to spare; tried again when it would be needed.
+    Due,
+    Here(Buf),
+    InUse,
+}
+
+impl Queue {
+    /// A queue for an adopted connection. Allocates all that it needs later.
+    pub(super) fn new(key: QueueKey, adopt: Adopt, paused: u32, cx: &mut Context) -> Self {
+        let subsystem = cx.spaces.subsystem(adopt.controller.key.subsystem);
+        let mut conn = ControllerConn::new(adopt.tcp, adopt.limits);
+        conn.accept_connect(adopt.connect_cid, adopt.controller.key.cntlid.0.into());
+        let depth = adopt.limits.depth;
+        let mut queue = Self {
+            key,
+            qid: adopt.qid,
+            controller: adopt.controller,
+            subsystem,
+            conn,
+            socket: cx.ring.add_socket(adopt.fd),
+            limits: adopt.limits,
+            slots: Slots::new(depth),
+            rx: Rx::new(adopt.received),
+            tx: Tx::new(),
+            life: Life::Live,
+            ending: Ending::new(cx.now),
+            waiting: VecDeque::with_capacity(depth.into()),
+            held: VecDeque::with_capacity(depth.into()),
+            paused,
+            running: 0,
+            buffer_bytes: 0,
+            reserve: Reserve::Due,
+            is_dirty: false,
+            is_ready: false,
+            is_starving: false,
+            commands: 0,
+        };
+        queue.reserve = queue.new_reserve(cx);
+        queue.mark_dirty(cx);
+        queue.mark_ready(cx);
+        queue
+    }
+
+    fn new_reserve(&self, cx: &Context) -> Reserve {
+        match cx.pool.alloc(self.limits.in_capsule_bytes) {
+            Some(buf) => Reserve::Here(buf),
+            None => Reserve::Due,
+        }
+    }
+
+    /// There may be something to send.
+    #[inline]
+    pub(super) fn mark_dirty(&mut self, cx: &mut Context) {
+        if !self.is_dirty {
+            self.is_dirty = true;
+            cx.dirty.push(self.key);
+        }
+    }
+
+    /// There is input to look at in the next turn.
+    pub(super) fn mark_ready(&mut self, cx: &mut Context) {
+        if !self.is_ready {
+            self.is_ready = true;
+            cx.ready.push_back(self.key);
+        }
+    }
+
+    /// A command was received.
+    pub(super) fn command(&mut self, cx: &mut Context, slot: SlotId) {
+        self.commands += 1;
+        self.controller.touch(cx.tick);
+        let sqe = self.conn.command(slot);
+        if sqe.is_fabrics() {
+            return self.fabrics_command(cx, slot);
+        }
+        let Some(space_id) = cx.spaces.find(self.subsystem, sqe.nsid()) else {
+            return self.refuse(cx, slot, Status::INVALID_NAMESPACE.dnr());
+        };
+        let space = cx.spaces.get_mut(space_id);
+        let transfer = self.conn.transfer(slot);
+        let planned = plan(sqe, &space.namespace, self.limits.max_transfer_bytes)
+            .and_then(|plan| check_transfer(&plan, transfer).map(|()| plan));
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(status) => {
+                space.namespace.counters.shard(cx.shard).failed(false);
+                return self.refuse(cx, slot, status);
+            }
+        };
+        space.users += 1;
+        let needs_no_buffer = space.backend.needs_no_buffer(&plan.op);
+        self.slots[slot].command = Some(Command {
+            space: space_id,
+            revision: space.revision,
+            work: Work::new(plan.op),
+            to_host_bytes: match transfer {
+                Transfer::ToHost(len) => len,
+                _ => 0,
+            },
+            class: plan.class,
+            counted_bytes: plan.counted_bytes,
+            received: cx.now,
+        });
+        if transfer == Transfer::None
+            || (needs_no_buffer && matches!(transfer, Transfer::ToHost(_)))
+        {
+            return self.start(cx, slot);
+        }
+        if needs_no_buffer || self.take_buffer(cx, slot, transfer) {
+            return self.buffer_ready(cx, slot, transfer);
+        }
+        self.slots[slot].phase = Phase::Buffer;
+        if let Transfer::InCapsule(_) = transfer {
+            // Its data come next, and nothing behind them can be received.
+            self.rx.block(slot);
+        } else {
+            self.waiting.push_back(slot);
+        }
+        self.mark_starving(cx);
+    }
+
+    /// The data of the command have a place, or need none.
+    fn buffer_ready(&mut self, cx: &mut Context, slot: SlotId, transfer: Transfer) {
+        self.slots[slot].phase = Phase::Data;
+        match transfer {
+            Transfer::FromHost(len) => {
+                self.rx.expect(len);
+                self.conn.request_data(slot);
+                self.mark_dirty(cx);
+            }
+            Transfer::InCapsule(_) => {}
+            Transfer::None | Transfer::ToHost(_) => self.start(cx, slot),
+        }
+    }
+
+    /// Gets a buffer for the command's data.
+    fn take_buffer(&mut self, cx: &mut Context, slot: SlotId, transfer: Transfer) -> bool {
+        let len = transfer.bytes();
+        let in_capsule = matches!(transfer, Transfer::InCapsule(_));
+        let fair =
+            self.buffer_bytes == 0 || self.buffer_bytes + u64::from(len) <= cx.queue_share_bytes;
+        let (buf, is_reserve) = match fair.then(|| cx.pool.alloc(len)).flatten() {
+            Some(buf) => (buf, false),
+            None if in_capsule => {
+                if let Reserve::Due = self.reserve {
+                    self.reserve = self.new_reserve(cx);
+                }
+                match std::mem::replace(&mut self.reserve, Reserve::InUse) {
+                    Reserve::Here(buf) => (buf, true),
+                    other => {
+                        self.reserve = other;
+                        return false;
+                    }
+                }
+            }
+            None => return false,
+        };
+        self.buffer_bytes += u64::from(buf.len());
+        let slot = &mut self.slots[slot];
+        slot.data = Some(buf);
+        slot.is_reserve = is_reserve;
+        true
+    }
+
+    /// The command's buffer is no longer needed here.
+    pub(super) fn release_buffer(&mut self, cx: &mut Context, slot: SlotId) {
+        let slot = &mut self.slots[slot];
+        let Some(buf) = slot.data.take() else { return };
+        self.buffer_bytes -= u64::from(buf.len());
+        cx.buffers_freed = true;
+        if std::mem::take(&mut slot.is_reserve) {
+            self.reserve = Reserve::Here(buf);
+        }
+    }
+
+    fn mark_starving(&mut self, cx: &mut Context) {
+        if !self.is_starving {
+            self.is_starving = true;
+            cx.starving.push_back(self.key);
+            cx.stall_check.get_or_insert(cx.now + STALL_CHECK);
+        }
+    }
+
+    /// Tries once more to get the buffer for whatever waits longest. `true`: it got one.
+    pub(super) fn serve_starving(&mut self, cx: &mut Context) -> bool {
+        if let Some(slot) = self.rx.blocked() {
+            let transfer = self.conn.transfer(slot);
+            if self.take_buffer(cx, slot, transfer) {
+                self.rx.unblock();
+                self.buffer_ready(cx, slot, transfer);
+                self.mark_ready(cx);
+                return true;
+            }
+        }
+        let Some(&slot) = self.waiting.front() else {
+            return false;
+        };
+        let transfer = self.conn.transfer(slot);
+        if self.take_buffer(cx, slot, transfer) {
+            self.waiting.pop_front();
+            self.buffer_ready(cx, slot, transfer);
+            return true;
+        }
+        false
+    }
+
+    /// Whether a command waits for a buffer.
+    pub(super) fn starves(&self) -> bool {
+        self.rx.blocked().is_some() || !self.waiting.is_empty()
+    }
+
+    /// All that a command needs is there: hand it to the backing, unless a pause holds it.
+    pub(super) fn start(&mut self, cx: &mut Context, slot: SlotId) {
+        let Some(command) = self.slots[slot].command else {
+            return;
+        };
+        let space = cx.spaces.get_mut(command.space);
+        if (self.paused > 0 || space.paused > 0) && !space.retired {
+            self.slots[slot].phase = Phase::Held;
+            self.held.push_back(slot);
+            return;
+        }
+        if space.revision != command.revision {
+            // Resized or removed since it was checked.
+            let sqe = self.conn.command(slot);
+            let checked = match space.retired {
+                true => Err(Status::INVALID_NAMESPACE.dnr()),
+                false => plan(sqe, &space.namespace, self.limits.max_transfer_bytes).map(|_| ()),
+            };
+            if let Err(status) = checked {
+                return self.finish(cx, slot, status);
+            }
+        }
+        self.running += 1;
+        space.running += 1;
+        self.submit(cx, slot);
+    }
+
+    /// The backing no longer has the command.
+    pub(super) fn stop_running(&mut self, cx: &mut Context, slot: SlotId) {
+        self.running -= 1;
+        if let Some(command) = &self.slots[slot].command {
+            cx.spaces.get_mut(command.space).running -= 1;
+        }
+    }
+
+    /// Takes the steps of a command that need no waiting.
+    fn submit(&mut self, cx: &mut Context, slot: SlotId) {
+        let token = Purpose::Storage(self.key, slot).token();
+        let state = &mut self.slots[slot];
+        let Some(command) = &mut state.command else {
+            return;
+        };
+        let space = cx.spaces.get_mut(command.space);
+        loop {
+            let mut task = Task {
+                work: &mut command.work,
+                data: state.data.as_ref(),
+                geometry: space.namespace.geometry,
+                token,
+            };
+            match space.backend.submit(&mut task, &mut cx.lent, &mut cx.ring) {
+                Next::Again => {}
+                Next::InFlight => {
+                    state.phase = Phase::Running;
+                    return;
+                }
+                Next::WaitForCompare => {
+                    state.phase = Phase::Comparing;
+                    cx.comparing.push_back((self.key, slot));
+                    return;
+                }
+                Next::Done(status) => {
+                    self.stop_running(cx, slot);
+                    return self.finish(cx, slot, status);
+                }
+            }
+        }
+    }
+
+    /// The compare buffer is free: go on with a command that waited for it.
+    pub(super) fn compare_again(&mut self, cx: &mut Context, slot: SlotId) {
+        if self.slots[slot].phase == Phase::Comparing {
+            self.submit(cx, slot);
+        }
+    }
+
+    /// An operation on the backing ended.
+    pub(super) fn storage_done(
+        &mut self,
+        cx: &mut Context,
+        slot: SlotId,
+        result: Result<u32, Errno>,
+    ) {
+        let token = Purpose::Storage(self.key, slot).token();
+        let state = &mut self.slots[slot];
+        let Some(command) = &mut state.command else {
+            return;
+        };
+        let space = cx.spaces.get_mut(command.space);
+        let mut task = Task {
+            work: &mut command.work,
+            data: state.data.as_ref(),
+            geometry: space.namespace.geometry,
+            token,
+        };
+        match space.backend.advance(&mut task, &mut cx.lent, result) {
+            Next::Done(status) => {
+                self.stop_running(cx, slot);
+                self.finish(cx, slot, status);
+            }
+            _ => self.submit(cx, slot),
+        }
+    }
+
+    /// Completes a command that was checked.
+    pub(super) fn finish(&mut self, cx: &mut Context, slot: SlotId, status: Status) {
+        let state = &mut self.slots[slot];
+        let Some(command) = state.command.take() else {
+            return;
+        };
+        let space = cx.spaces.get_mut(command.space);
+        if status.is_success() {
+            cx.finished.push(Finished {
+                queue: self.key,
+                space: command.space,
+                class: command.class,
+                bytes: command.counted_bytes,
+                received: command.received,
+            });
+        } else {
+            let media = status.sct() == Status::SCT_MEDIA && !status.is(Status::COMPARE_FAILURE);
+            space.namespace.counters.shard(cx.shard).failed(media);
+            self.controller.counters.shard(cx.shard).failed(media);
+            cx.spaces.unuse(command.space, &mut cx.ring);
+        }
+        if status.is_success() && command.to_host_bytes > 0 && self.life.answers() {
+            state.phase = Phase::Sending;
+            self.conn.complete_with_data(slot, command.to_host_bytes, 0);
+        } else {
+            state.phase = Phase::Free;
+            self.release_buffer(cx, slot);
+            self.conn.complete(slot, status, 0);
+        }
+        self.answer_abort(cx, slot, status);
+        self.mark_dirty(cx);
+    }
+
+    /// Completes a command that failed its checks.
+    fn refuse(&mut self, cx: &mut Context, slot: SlotId, status: Status) {
+        self.controller.counters.shard(cx.shard).failed(false);
+        self.conn.complete(slot, status, 0);
+        self.mark_dirty(cx);
+    }
+
+    /// A fabrics command on an I/O queue: Disconnect, or one that is in the wrong place.
+    fn fabrics_command(&mut self, cx: &mut Context, slot: SlotId) {
+        let sqe = self.conn.command(slot);
+        // RECFMT: the low half of command dword 10, 0 is the only format.
+        let record_format = sqe.cdw10.get() & 0xffff;
+        let status = match sqe.fctype() {
+            FabricsType::DISCONNECT if record_format == 0 => Status::SUCCESS,
+            FabricsType::DISCONNECT => Status::CONNECT_INCOMPATIBLE_FORMAT.dnr(),
+            // A queue is connected once.
+            FabricsType::CONNECT => Status::COMMAND_SEQUENCE_ERROR.dnr(),
+            // Properties and authentication of a controller without it: not here.
+            _ => Status::INVALID_OPCODE.dnr(),
+        };
+        let disconnects = status.is_success();
+        self.conn.complete(slot, status, 0);
+        self.mark_dirty(cx);
+        if disconnects {
+            self.drain(cx, CloseReason::Disconnected);
+        }
+    }
+
+    /// Ends one pause, here or of a namespace: starts what is no longer held, in order.
+    pub(super) fn release_held(&mut self, cx: &mut Context) {
+        for _ in 0..self.held.len() {
+            let Some(slot) = self.held.pop_front() else {
+                return;
+            };
+            // Goes to the back again when another pause holds it.
+            self.start(cx, slot);
+        }
+    }
+}
+
+/// The SGL describes the data that the command moves.
+fn check_transfer(plan: &Plan, transfer: Transfer) -> Result<(), Status> {
+    let to_host = match transfer {
+        Transfer::ToHost(len) => len,
+        _ => 0,
+    };
+    match (plan.data, transfer) {
+        // The protocol gives no transfer to opcodes without a direction.
+        (DataNeeds::None, Transfer::None) => Ok(()),
+        (DataNeeds::None, _) => Err(Status::INVALID_FIELD.dnr()),
+        (data, _) => data.check(transfer.bytes_from_host(), to_host),
+    }
+}

@@ -1,0 +1,12 @@
+//! A shard with sockets but without a control thread, and a small blocking host: what the data path tests drive it with.
+//!
+//! The rig plays the control thread: it makes the namespaces, hands accepted sockets over as if Connect had been received, and asks for
+//! pauses, drains and drops. The host is the protocol crate's own state machine on a blocking socket.
+
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
+
+pub mod host;
+pub mod rig;
+
+pub use host::{Done, TestHost};
+pub use rig::{ConnectOptions, Rig, namespace, namespace_on};
