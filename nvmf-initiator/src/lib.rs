@@ -3,5 +3,12 @@
 pub mod address;
 pub mod block;
 pub mod config;
+pub mod control;
+pub mod core;
 pub mod host;
 pub mod options;
+pub mod polled;
+pub mod tokens;
+
+/// The wire types that appear in this library's interface.
+pub use nvme_proto::wire;

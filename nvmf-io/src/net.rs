@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -22,6 +22,8 @@ pub struct SocketOptions {
     pub keepalive: Option<Duration>,
     /// How long sent bytes may stay unacknowledged before the connection fails.
     pub user_timeout: Option<Duration>,
+    /// Network interface that the connection is bound to (SO_BINDTODEVICE).
+    pub device: Option<String>,
 }
 
 impl Default for SocketOptions {
@@ -30,6 +32,7 @@ impl Default for SocketOptions {
             buffer_bytes: None,
             keepalive: Some(Duration::from_secs(60)),
             user_timeout: None,
+            device: None,
         }
     }
 }
@@ -52,7 +55,33 @@ pub fn configure(socket: impl AsFd, options: &SocketOptions) -> io::Result<()> {
         let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
         sockopt::set_tcp_user_timeout(socket, millis)?;
     }
+    if let Some(device) = &options.device {
+        bind_to_device(socket, device)?;
+    }
     Ok(())
+}
+
+/// The error names the interface.
+fn bind_to_device(socket: BorrowedFd<'_>, device: &str) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `device`, which outlives the call; the kernel copies at most so many
+    // bytes and wants no NUL when the length is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTODEVICE,
+            device.as_ptr().cast(),
+            device.len() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    Err(io::Error::new(
+        error.kind(),
+        format!("cannot bind to interface {device}: {error}"),
+    ))
 }
 
 /// Listens on `address`; port 0 takes a free one. The error names the address.
@@ -227,6 +256,19 @@ mod tests {
         eventually("the end of the stream is seen unread", || {
             is_closed_by_peer(&socket)
         });
+    }
+
+    #[test]
+    fn the_interface_is_bound_to_and_an_unknown_one_is_named() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let options = |device: &str| SocketOptions {
+            device: Some(device.to_owned()),
+            ..SocketOptions::default()
+        };
+        let address = listener.local_addr().unwrap();
+        connect(address, None, &options("lo"), LIMIT).unwrap();
+        let error = connect(address, None, &options("none0"), LIMIT).unwrap_err();
+        assert!(error.to_string().contains("interface none0"), "{error}");
     }
 
     #[test]

@@ -21,13 +21,14 @@ mod in_use;
 pub mod keeper;
 pub mod serve;
 
+pub use crate::tokens::TokenSpace;
 pub use device::{Device, DeviceError, DeviceSpec, DeviceState, Kept, QueueSetup};
 pub use form::{BlockForm, FormUnavailable, NoForm};
 pub use in_use::Use;
 
 use fuse::FuseDevice;
 
-use nvmf_io::{Buf, BufPool, Completion, Ring, Token};
+use nvmf_io::{Buf, BufPool, Completion, Ring};
 use rustix::io::Errno;
 
 /// What a block request asks for.
@@ -97,35 +98,6 @@ impl BlockLimits {
             BlockOp::WriteZeroes { .. } => self.max_write_zeroes_bytes,
             BlockOp::Flush => u32::MAX,
         }
-    }
-}
-
-/// The part of the ring's token space that belongs to one front end: the upper half names the front end, the lower half
-/// is the front end's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenSpace {
-    upper: u32,
-}
-
-impl TokenSpace {
-    /// The space of all tokens whose upper 32 bits are `upper`.
-    pub const fn new(upper: u32) -> Self {
-        TokenSpace { upper }
-    }
-
-    /// The token for a value of the front end's own.
-    pub const fn token(self, local: u32) -> Token {
-        Token((self.upper as u64) << 32 | local as u64)
-    }
-
-    /// The upper half, which says to whom a completion goes.
-    pub const fn upper_of(token: Token) -> u32 {
-        (token.0 >> 32) as u32
-    }
-
-    /// The front end's own half of a token.
-    pub const fn local_of(token: Token) -> u32 {
-        token.0 as u32
     }
 }
 

@@ -1,0 +1,714 @@
+//! [`Shard`]: the I/O of one thread: its ring, its queues, its heads, and the requests between them.
+//!
+//! A runner (a polled session, the thread of a handle, a device thread) owns the shard and turns it:
+//!
+//! ```text
+//!   handle(messages)   what the control thread says
+//!   submit(requests)   what users ask
+//!   flush()            commands go out, one vectored send for each queue
+//!   ring().wait(..)    the one system call of a turn
+//!   on_completion(..)  for each completion; those of others come back
+//!   take_completed()   answers
+//! ```
+//!
+//! Invariants: every accepted request is answered exactly once; a head that is not live issues nothing; a part that comes
+//! back from a queue comes back only when the queue's socket is closed (see [`super::queue`]).
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use nvme_proto::wire::Lba;
+use nvmf_io::{BufPool, Completion, Ring, Token};
+use tokio::sync::oneshot;
+
+use super::head::{NamespaceHead, Retry, Verdict, judge};
+use super::message::{ControllerKey, FromShard, HeadKey, HeadState, NewQueue, ToShard};
+use super::namespace::NamespaceInfo;
+use super::queue::{Data, Finished, IoQueue, Part, QueueError};
+use super::request::{Done, IoError, Op, Request, command};
+use super::requests::Requests;
+use crate::tokens::TokenSpace;
+
+/// Queues that one shard can have: what the token space gives them.
+const MAX_QUEUES: u32 = 1 << 16;
+/// First upper half of a token that means a queue.
+const QUEUE_TOKENS: u32 = 1;
+/// First upper half of a token that is free for whoever runs the shard; 0 is free as well.
+pub const FIRST_FREE_TOKEN_SPACE: u32 = QUEUE_TOKENS + MAX_QUEUES;
+/// How often open commands are looked through for one that is late. Time-outs are seconds.
+const TIMEOUT_CHECK_MS: u32 = 500;
+
+/// Where a head stands on this shard; valid until the head is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadIndex {
+    at: usize,
+    key: HeadKey,
+}
+
+/// The answer to a request, and of which head.
+#[derive(Debug, Clone, Copy)]
+pub struct Completed {
+    /// The head.
+    pub head: HeadKey,
+    /// The answer.
+    pub done: Done,
+}
+
+/// As many requests are open as the shard takes; take answers first. The request comes back.
+#[derive(Debug, thiserror::Error)]
+#[error("as many requests are open as this shard takes; wait for one to complete")]
+pub struct Full(pub Request);
+
+#[derive(Default)]
+struct ShardController {
+    /// Indexes of its queues, those that are closing included.
+    queues: Vec<usize>,
+    /// Whose turn it is.
+    next: usize,
+    /// Heads that have something to issue and wait for room.
+    line: VecDeque<usize>,
+    /// Who waits for the last queue to be closed.
+    closed: Vec<oneshot::Sender<()>>,
+}
+
+/// See the module's text.
+pub struct Shard {
+    ring: Ring,
+    pool: BufPool,
+    queues: Vec<Option<IoQueue>>,
+    controllers: HashMap<ControllerKey, ShardController>,
+    heads: Vec<Option<NamespaceHead>>,
+    requests: Requests,
+    completed: VecDeque<Completed>,
+    /// Queues with something to send.
+    dirty: Vec<usize>,
+    finished: Vec<Finished>,
+    /// Parts that wait for their time.
+    delayed: u32,
+    started: Instant,
+    now_ms: u32,
+    last_check_ms: u32,
+}
+
+impl Shard {
+    /// A shard on this thread's ring that takes `max_requests` at once.
+    pub fn new(ring: Ring, pool: BufPool, max_requests: u32) -> Self {
+        Shard {
+            ring,
+            pool,
+            queues: Vec::new(),
+            controllers: HashMap::new(),
+            heads: Vec::new(),
+            requests: Requests::new(max_requests),
+            completed: VecDeque::with_capacity(max_requests as usize),
+            dirty: Vec::new(),
+            finished: Vec::new(),
+            delayed: 0,
+            started: Instant::now(),
+            now_ms: 0,
+            last_check_ms: 0,
+        }
+    }
+
+    /// The ring, to wait on and to take completions from.
+    pub fn ring(&mut self) -> &mut Ring {
+        &mut self.ring
+    }
+
+    /// The buffers.
+    pub fn pool(&self) -> &BufPool {
+        &self.pool
+    }
+
+    /// The ring and the buffers, for a front end.
+    pub fn io(&mut self) -> (&mut Ring, &BufPool) {
+        (&mut self.ring, &self.pool)
+    }
+
+    /// Requests that are not answered.
+    pub fn open(&self) -> usize {
+        self.requests.open()
+    }
+
+    /// Where the head stands.
+    pub fn head(&self, key: HeadKey) -> Option<HeadIndex> {
+        let mut heads = self.heads.iter();
+        let at = heads.position(|head| head.as_ref().is_some_and(|head| head.key == key))?;
+        Some(HeadIndex { at, key })
+    }
+
+    /// What the head's namespace is.
+    pub fn namespace(&self, head: HeadIndex) -> Option<&NamespaceInfo> {
+        self.open_head(head).map(|head| &*head.info)
+    }
+
+    /// What may become of the head's I/O now.
+    pub fn head_state(&self, head: HeadIndex) -> Option<HeadState> {
+        self.open_head(head).map(|head| head.state)
+    }
+
+    fn open_head(&self, index: HeadIndex) -> Option<&NamespaceHead> {
+        self.heads[index.at]
+            .as_ref()
+            .filter(|head| head.key == index.key)
+    }
+
+    /// Takes what the control thread says.
+    pub fn handle(&mut self, message: ToShard) {
+        match message {
+            ToShard::OpenHead {
+                head,
+                controller,
+                info,
+                state,
+            } => {
+                let capacity = self.requests.capacity();
+                let head = NamespaceHead::new(head, controller, info, state, capacity);
+                self.controllers.entry(controller).or_default();
+                match self.heads.iter().position(Option::is_none) {
+                    Some(free) => self.heads[free] = Some(head),
+                    None => self.heads.push(Some(head)),
+                }
+            }
+            ToShard::Reshape { head, info } => {
+                if let Some(head) = self.head_mut(head) {
+                    head.info = info;
+                }
+            }
+            ToShard::SetState { head, state } => {
+                if let Some(HeadIndex { at, .. }) = self.head(head) {
+                    self.set_state(at, state);
+                }
+            }
+            ToShard::CloseHead { head } => {
+                if let Some(HeadIndex { at, .. }) = self.head(head) {
+                    self.fail_waiting(at, IoError::Closed);
+                    let head = self.heads[at].as_mut().expect("found above");
+                    head.closing = true;
+                    self.forget_if_closed(at);
+                }
+            }
+            ToShard::AddQueue(new) => self.add_queue(*new),
+            ToShard::CloseQueues { controller, closed } => self.close_queues(controller, closed),
+        }
+    }
+
+    fn head_mut(&mut self, key: HeadKey) -> Option<&mut NamespaceHead> {
+        self.heads.iter_mut().flatten().find(|head| head.key == key)
+    }
+
+    /// Takes a request. What is wrong with it shows in its answer.
+    pub fn submit(&mut self, index: HeadIndex, mut request: Request) -> Result<(), Full> {
+        if self.requests.is_full() {
+            return Err(Full(request));
+        }
+        let checked = self
+            .open_head(index)
+            .map_or(Err(IoError::Closed), |head| head.check(&request));
+        if let Err(error) = checked {
+            let done = Done {
+                tag: request.tag,
+                result: Err(error),
+            };
+            self.completed.push_back(Completed {
+                head: index.key,
+                done,
+            });
+            return Ok(());
+        }
+        if request.op == Op::Flush {
+            request.blocks = 0;
+        }
+        let head = self.heads[index.at].as_mut().expect("checked above");
+        head.open += 1;
+        let waits = head.state != HeadState::Live || head.has_backlog();
+        let opened = self.requests.insert(index.at, request);
+        if waits || !self.issue_rest(opened) {
+            let head = self.heads[index.at]
+                .as_mut()
+                .expect("it has an open request");
+            head.ready.push_back(opened);
+            self.stand_in_line(index.at);
+        }
+        Ok(())
+    }
+
+    /// Sends what the turn made.
+    pub fn flush(&mut self) {
+        for index in self.dirty.drain(..) {
+            if let Some(queue) = &mut self.queues[index] {
+                queue.dirty = false;
+                queue.flush(&mut self.ring);
+            }
+        }
+    }
+
+    /// Takes a completion; gives it back when it belongs to nobody here.
+    pub fn on_completion(&mut self, completion: Completion) -> Option<Completion> {
+        let index = match queue_of(completion.token) {
+            Some(index) if index < self.queues.len() => index,
+            _ => return Some(completion),
+        };
+        let Some(queue) = &mut self.queues[index] else {
+            return None;
+        };
+        let result = queue.on_completion(completion, &mut self.ring, &mut self.finished);
+        self.mark_dirty(index);
+        self.settle(index);
+        match result {
+            Ok(()) => self.reap_closed(index),
+            Err(error) => self.fail_queue(index, error),
+        }
+        None
+    }
+
+    /// Answers, oldest first.
+    pub fn take_completed(&mut self) -> Option<Completed> {
+        self.completed.pop_front()
+    }
+
+    /// Looks at the clock: late commands, and parts whose time has come. Call it at least at [`Shard::deadline`].
+    pub fn tick(&mut self, now: Instant) {
+        self.now_ms = now.duration_since(self.started).as_millis() as u32;
+        if self.delayed > 0 {
+            for index in 0..self.heads.len() {
+                if self.heads[index]
+                    .as_ref()
+                    .is_some_and(|head| !head.retry.is_empty())
+                {
+                    self.stand_in_line(index);
+                    let controller = self.heads[index].as_ref().expect("seen above").controller;
+                    self.pump(controller);
+                }
+            }
+        }
+        if self.now_ms.wrapping_sub(self.last_check_ms) < TIMEOUT_CHECK_MS {
+            return;
+        }
+        self.last_check_ms = self.now_ms;
+        for index in 0..self.queues.len() {
+            if let Some(error) = self.queues[index]
+                .as_ref()
+                .and_then(|queue| queue.timed_out(self.now_ms))
+            {
+                self.fail_queue(index, error);
+            }
+        }
+    }
+
+    /// When [`Shard::tick`] wants to be called at the latest; `None` while nothing waits for a time.
+    pub fn deadline(&self) -> Option<Instant> {
+        const RETRY_GRANULARITY_MS: u32 = 10;
+        let waits = |head: &NamespaceHead| head.state == HeadState::Live && !head.retry.is_empty();
+        let at_ms = if self.delayed > 0 && self.heads.iter().flatten().any(waits) {
+            self.now_ms.wrapping_add(RETRY_GRANULARITY_MS)
+        } else if self.queues.iter().flatten().any(|queue| queue.open() > 0) {
+            self.last_check_ms.wrapping_add(TIMEOUT_CHECK_MS)
+        } else {
+            return None;
+        };
+        Some(self.started + Duration::from_millis(at_ms.into()))
+    }
+
+    // --- issuing -------------------------------------------------------------------------------------------------
+
+    /// Issues what is left of a request as far as there is room. True when nothing is left.
+    fn issue_rest(&mut self, opened: u32) -> bool {
+        loop {
+            let open = self.requests.get(opened);
+            if !open.has_rest() {
+                // The unit that stood for the blocks not issued.
+                self.finish(opened, None);
+                return true;
+            }
+            let head = self.heads[open.head]
+                .as_ref()
+                .expect("the head of an open request");
+            let blocks = match open.op {
+                Op::Flush => 0,
+                op => head.next_part_blocks(op, open.blocks - open.issued),
+            };
+            let part = Part {
+                request: opened,
+                first: open.issued,
+                blocks,
+                retries: 0,
+            };
+            if !self.issue(part) {
+                return false;
+            }
+            let open = self.requests.get_mut(opened);
+            open.issued += u64::from(blocks.max(1));
+            open.pending += 1;
+        }
+    }
+
+    /// Gives a part to a queue; false when none has room.
+    fn issue(&mut self, part: Part) -> bool {
+        let head = self.requests.get(part.request).head;
+        let controller = self.heads[head]
+            .as_ref()
+            .expect("the head of an open request")
+            .controller;
+        let Some(index) = self.queue_with_room(controller) else {
+            return false;
+        };
+        let open = self.requests.get(part.request);
+        let head = self.heads[head]
+            .as_ref()
+            .expect("the head of an open request");
+        let slba = Lba(open.slba + part.first);
+        let offset = |info: &NamespaceInfo| {
+            // Both fit: the buffer holds the whole request, and its length has 32 bits.
+            open.buf_offset + (part.first * u64::from(info.block_bytes)) as u32
+        };
+        let data = match (open.op, &open.buf) {
+            (Op::Discard, _) => Data::Range(slba, part.blocks),
+            (Op::Read, Some(buf)) => Data::In(
+                buf.clone(),
+                offset(&head.info),
+                part.blocks * head.info.block_bytes,
+            ),
+            (Op::Write { .. } | Op::Compare, Some(buf)) => Data::Out(
+                buf.clone(),
+                offset(&head.info),
+                part.blocks * head.info.block_bytes,
+            ),
+            _ => Data::None,
+        };
+        let sqe = command(open.op, head.info.nsid, slba, part.blocks);
+        let queue = self.queues[index].as_mut().expect("a queue with room");
+        if !queue.submit(&sqe, data, part, self.now_ms) {
+            return false;
+        }
+        self.mark_dirty(index);
+        true
+    }
+
+    fn queue_with_room(&mut self, key: ControllerKey) -> Option<usize> {
+        let controller = self.controllers.get_mut(&key)?;
+        let count = controller.queues.len();
+        for step in 0..count {
+            let at = (controller.next + step) % count;
+            let index = controller.queues[at];
+            if self.queues[index].as_ref().is_some_and(IoQueue::has_room) {
+                controller.next = at + 1;
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    fn stand_in_line(&mut self, index: usize) {
+        let Some(head) = &mut self.heads[index] else {
+            return;
+        };
+        if head.in_line || head.state != HeadState::Live || !head.has_backlog() {
+            return;
+        }
+        if let Some(controller) = self.controllers.get_mut(&head.controller) {
+            head.in_line = true;
+            controller.line.push_back(index);
+        }
+    }
+
+    /// Issues for the heads that wait, one part of each in turn, while there is room.
+    fn pump(&mut self, key: ControllerKey) {
+        loop {
+            let Some(controller) = self.controllers.get_mut(&key) else {
+                return;
+            };
+            let Some(index) = controller.line.pop_front() else {
+                return;
+            };
+            let Some(head) = &mut self.heads[index] else {
+                continue;
+            };
+            head.in_line = false;
+            if head.state != HeadState::Live {
+                continue;
+            }
+            if !self.issue_one(index) {
+                return;
+            }
+            self.stand_in_line_if_due(index);
+        }
+    }
+
+    /// Issues the oldest waiting part of a head. False when no queue has room: the head stands in line again, in front.
+    fn issue_one(&mut self, index: usize) -> bool {
+        let now_ms = self.now_ms;
+        let head = self.heads[index].as_mut().expect("a head in line");
+        if let Some(at) = head.retry.iter().position(|retry| is_due(retry, now_ms)) {
+            let retry = head.retry[at];
+            if !self.issue(retry.part) {
+                self.first_in_line(index);
+                return false;
+            }
+            let head = self.heads[index].as_mut().expect("a head in line");
+            head.retry.remove(at);
+            self.delayed -= 1;
+            return true;
+        }
+        let Some(&opened) = head.ready.front() else {
+            return true;
+        };
+        let all = self.issue_rest(opened);
+        let Some(head) = self.heads[index].as_mut() else {
+            return true;
+        };
+        if all {
+            head.ready.pop_front();
+        } else {
+            self.first_in_line(index);
+        }
+        all
+    }
+
+    fn first_in_line(&mut self, index: usize) {
+        let head = self.heads[index].as_mut().expect("a head in line");
+        if let Some(controller) = self.controllers.get_mut(&head.controller) {
+            head.in_line = true;
+            controller.line.push_front(index);
+        }
+    }
+
+    /// In line again, unless all that waits is waiting for its time.
+    fn stand_in_line_if_due(&mut self, index: usize) {
+        let now_ms = self.now_ms;
+        let due = self.heads[index].as_ref().is_some_and(|head| {
+            !head.ready.is_empty() || head.retry.iter().any(|retry| is_due(retry, now_ms))
+        });
+        if due {
+            self.stand_in_line(index);
+        }
+    }
+
+    // --- completing ----------------------------------------------------------------------------------------------
+
+    /// Deals with what a queue finished, then uses the room.
+    fn settle(&mut self, index: usize) {
+        if self.finished.is_empty() {
+            return;
+        }
+        let mut finished = std::mem::take(&mut self.finished);
+        for Finished { part, status } in finished.drain(..) {
+            match judge(status, part.retries) {
+                Verdict::Done => self.finish(part.request, None),
+                Verdict::Failed(error) => self.finish(part.request, Some(error)),
+                Verdict::Retry(after_ms) => {
+                    let part = Part {
+                        retries: part.retries + 1,
+                        ..part
+                    };
+                    self.try_again(part, self.now_ms.wrapping_add(after_ms));
+                }
+            }
+        }
+        self.finished = finished;
+        if let Some(queue) = &self.queues[index] {
+            let controller = queue.controller;
+            self.pump(controller);
+        }
+    }
+
+    /// Puts a part back to its head, or fails it where the head fails.
+    fn try_again(&mut self, part: Part, not_before_ms: u32) {
+        let index = self.requests.get(part.request).head;
+        let head = self.heads[index]
+            .as_mut()
+            .expect("the head of an open request");
+        let failing = match head.state {
+            HeadState::Failing(error) => Some(error),
+            _ if head.closing => Some(IoError::Closed),
+            _ => None,
+        };
+        if failing.is_some() {
+            return self.finish(part.request, failing);
+        }
+        head.retry.push_back(Retry {
+            part,
+            not_before_ms,
+        });
+        self.delayed += 1;
+        self.stand_in_line_if_due(index);
+    }
+
+    /// One of what a request waits for is over.
+    fn finish(&mut self, opened: u32, error: Option<IoError>) {
+        let Some(open) = self.requests.finish_one(opened, error) else {
+            return;
+        };
+        let head = self.heads[open.head]
+            .as_mut()
+            .expect("the head of an open request");
+        head.open -= 1;
+        let result = open.error.map_or(Ok(()), Err);
+        self.completed.push_back(Completed {
+            head: head.key,
+            done: Done {
+                tag: open.tag,
+                result,
+            },
+        });
+        self.forget_if_closed(open.head);
+    }
+
+    fn forget_if_closed(&mut self, index: usize) {
+        if self.heads[index]
+            .as_ref()
+            .is_some_and(|head| head.closing && head.open == 0)
+        {
+            self.heads[index] = None;
+        }
+    }
+
+    // --- association life cycle ------------------------------------------------------------------------------------
+
+    fn set_state(&mut self, index: usize, state: HeadState) {
+        let head = self.heads[index].as_mut().expect("an open head");
+        head.state = state;
+        match state {
+            HeadState::Failing(error) => self.fail_waiting(index, error),
+            HeadState::Held => {}
+            HeadState::Live => {
+                let controller = head.controller;
+                self.stand_in_line_if_due(index);
+                self.pump(controller);
+            }
+        }
+    }
+
+    /// Fails everything of the head that is not at a queue.
+    fn fail_waiting(&mut self, index: usize, error: IoError) {
+        loop {
+            let Some(head) = &mut self.heads[index] else {
+                return;
+            };
+            if let Some(retry) = head.retry.pop_front() {
+                self.delayed -= 1;
+                self.finish(retry.part.request, Some(error));
+            } else if let Some(opened) = head.ready.pop_front() {
+                self.finish(opened, Some(error));
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn add_queue(&mut self, new: NewQueue) {
+        let (controller, association, qid, events) =
+            (new.controller, new.association, new.qid, new.events.clone());
+        let index = self
+            .queues
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or_else(|| {
+                self.queues.push(None);
+                self.queues.len() - 1
+            });
+        let tokens = TokenSpace::new(QUEUE_TOKENS + index as u32);
+        match IoQueue::new(new, tokens, &mut self.ring, &self.pool, &mut self.finished) {
+            Ok(queue) => {
+                self.queues[index] = Some(queue);
+                self.controllers
+                    .entry(controller)
+                    .or_default()
+                    .queues
+                    .push(index);
+                self.mark_dirty(index);
+            }
+            Err(error) => {
+                let _ = events.send(FromShard::QueueFailed {
+                    association,
+                    qid,
+                    error,
+                });
+            }
+        }
+    }
+
+    /// A queue is of no use any more: it closes, and the controller's commands are held until the control thread says
+    /// how it goes on.
+    fn fail_queue(&mut self, index: usize, error: QueueError) {
+        let Some(queue) = &mut self.queues[index] else {
+            return;
+        };
+        if !queue.is_live() {
+            return;
+        }
+        queue.fail(&mut self.ring);
+        queue.report(error);
+        let controller = queue.controller;
+        self.hold(controller);
+        self.reap_closed(index);
+    }
+
+    fn hold(&mut self, controller: ControllerKey) {
+        for head in self.heads.iter_mut().flatten() {
+            if head.controller == controller && head.state == HeadState::Live {
+                head.state = HeadState::Held;
+            }
+        }
+    }
+
+    fn close_queues(&mut self, key: ControllerKey, closed: oneshot::Sender<()>) {
+        self.hold(key);
+        let controller = self.controllers.entry(key).or_default();
+        controller.closed.push(closed);
+        let queues = controller.queues.clone();
+        for index in queues {
+            if let Some(queue) = &mut self.queues[index] {
+                queue.fail(&mut self.ring);
+            }
+            self.reap_closed(index);
+        }
+        self.answer_closed(key);
+    }
+
+    /// Takes the commands of a queue back once it is closed, and forgets it.
+    fn reap_closed(&mut self, index: usize) {
+        if !self.queues[index].as_ref().is_some_and(IoQueue::is_closed) {
+            return;
+        }
+        let mut queue = self.queues[index].take().expect("seen above");
+        let key = queue.controller;
+        for part in queue.take_open() {
+            self.try_again(part, self.now_ms);
+        }
+        if let Some(controller) = self.controllers.get_mut(&key) {
+            controller.queues.retain(|&other| other != index);
+        }
+        self.answer_closed(key);
+    }
+
+    fn answer_closed(&mut self, key: ControllerKey) {
+        let Some(controller) = self.controllers.get_mut(&key) else {
+            return;
+        };
+        if controller.queues.is_empty() {
+            for closed in controller.closed.drain(..) {
+                let _ = closed.send(());
+            }
+        }
+    }
+
+    fn mark_dirty(&mut self, index: usize) {
+        if let Some(queue) = &mut self.queues[index]
+            && !queue.dirty
+        {
+            queue.dirty = true;
+            self.dirty.push(index);
+        }
+    }
+}
+
+fn is_due(retry: &Retry, now_ms: u32) -> bool {
+    // The clock wraps: what lies less than half of its range ahead is the future.
+    now_ms.wrapping_sub(retry.not_before_ms) < u32::MAX / 2
+}
+
+fn queue_of(token: Token) -> Option<usize> {
+    let upper = TokenSpace::upper_of(token).checked_sub(QUEUE_TOKENS)?;
+    (upper < MAX_QUEUES).then_some(upper as usize)
+}
