@@ -1,0 +1,10 @@
+//! Yardsticks: what two pinned processes can do over the loopback with no protocol at all, and what the ring of
+//! nvmf-io does of it with no protocol either.
+//!
+//! One process sends requests of a fixed size and counts responses of a fixed size ([`client`]), the other answers
+//! them: with bare system calls ([`plain`], the ceiling) or through the ring ([`ring`]).
+
+pub mod client;
+pub mod plain;
+pub mod ring;
+pub mod shape;
