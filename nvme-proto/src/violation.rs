@@ -4,17 +4,18 @@
 //! It never reaches another connection. The rule stands in our own words at the variant; the check stands in the module that parses
 //! the thing.
 
+use crate::controller::Fault;
 use crate::tcp::pdu::{Fes, PduType, TermReqHeader, field};
-use crate::wire::{Cid, Opcode, Status};
+use crate::wire::{Cid, Status};
 use thiserror::Error;
 
 /// A rule that the peer broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// An opcode that this queue does not support.
-    #[error("opcode {0} is not supported on this queue")]
-    UnsupportedOpcode(Opcode),
+    /// A rule about what a command says, apart from how it is sent.
+    #[error(transparent)]
+    Command(#[from] Fault),
 
     // --- framing of TCP PDUs -------------------------------------------------------------------------------------------------
     /// A PDU type that does not exist or that only the other side may send.
@@ -271,7 +272,7 @@ impl Violation {
     pub const fn outcome(&self) -> Outcome {
         use Violation::*;
         match *self {
-            UnsupportedOpcode(_) => Outcome::Status(Status::INVALID_OPCODE.dnr()),
+            Command(fault) => Outcome::Status(fault.status()),
 
             UnexpectedPdu(_) => bad_field(field::PDU_TYPE),
             PduOutOfSequence(_) => fatal(Fes::PDU_SEQUENCE_ERROR),

@@ -74,7 +74,6 @@ absent() { ! ns_dev $NQN 7; }
 check 'a namespace goes and comes back' vanish
 check 'disconnect again' detach
 allowed() {
-  echo 0 >"$NVMET/subsystems/$NQN/attr_allow_any_host"
   nvmet_allow $NQN nqn.2024-01.org.example:friend
   nvme connect -t tcp -a 127.0.0.1 -s 4420 -n $NQN -q nqn.2024-01.org.example:friend
   detach
@@ -94,6 +93,29 @@ two_hosts() {
   ip netns delete other
 }
 check 'discover from another host, in a network namespace' two_hosts
+friend_with_key() {
+  local key
+  key=$(nvme gen-dhchap-key --hmac=1 -n nqn.2024-01.org.example:friend)
+  echo "$key" >"$NVMET/hosts/nqn.2024-01.org.example:friend/dhchap_key"
+  nvme connect -t tcp -a 127.0.0.1 -s 4420 -n $NQN -q nqn.2024-01.org.example:friend && return 1
+  nvme connect -t tcp -a 127.0.0.1 -s 4420 -n $NQN -q nqn.2024-01.org.example:friend -S "$key"
+  detach
+}
+over_rdma() {
+  ip link set dummy0 up
+  ip address add 10.96.0.1/24 dev dummy0
+  rdma link add rxe0 type rxe netdev dummy0
+  nvmet_port 3 rdma 10.96.0.1 4420
+  nvmet_link 3 $NQN
+  nvme connect -t rdma -a 10.96.0.1 -s 4420 -n $NQN -q nqn.2024-01.org.example:friend
+  wait_until 20 ns_dev $NQN 1
+  verify 1
+  detach
+}
+if [ "$GUEST_KIND" = uml ]; then # QEMU can do both, in its own time
+  check 'RDMA in software' over_rdma
+  check 'a host must show its key' friend_with_key
+fi
 check 'everything is removed' nvmet_clear
 
 reflinks() {

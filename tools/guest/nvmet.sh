@@ -7,7 +7,7 @@
 #   nvmet_port ID TRTYPE ADDRESS SERVICE [ATTRIBUTE=VALUE...]   e.g. param_inline_data_size=16384; IPv4 or IPv6
 #   nvmet_link PORT NQN, nvmet_unlink PORT NQN        offers a subsystem on a port, or no longer: its hosts are cut off
 #   nvmet_enable NQN NSID 0|1                         takes a namespace away, or brings it back
-#   nvmet_allow NQN HOSTNQN, nvmet_deny NQN HOSTNQN
+#   nvmet_allow NQN HOSTNQN, nvmet_deny NQN HOSTNQN   from the first on, only those allowed may connect
 #   nvmet_clear                                       removes everything
 #
 #   ns_dev NQN NSID        the block device of a namespace that the kernel's host is connected to, as /dev/nvme0n1
@@ -49,6 +49,7 @@ nvmet_unlink() { rm "$NVMET/ports/$1/subsystems/$2"; }
 nvmet_enable() { echo "$3" >"$NVMET/subsystems/$1/namespaces/$2/enable"; }
 
 nvmet_allow() {
+  echo 0 >"$NVMET/subsystems/$1/attr_allow_any_host" || return
   [ -d "$NVMET/hosts/$2" ] || mkdir "$NVMET/hosts/$2" || return
   ln -s "$NVMET/hosts/$2" "$NVMET/subsystems/$1/allowed_hosts/$2"
 }

@@ -5,7 +5,8 @@ set -uo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." || exit
 . tools/setup/steps.sh
 
-rustdoc() { RUSTDOCFLAGS='-D warnings' cargo doc --quiet --workspace --no-deps --locked; }
+# Of private items too: those who read it work on the code, and their links are checked as well.
+rustdoc() { RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --quiet --workspace --no-deps --document-private-items --locked; }
 links() { git ls-files -co --exclude-standard -- '*.md' | xargs -d '\n' cargo run --quiet --locked -p doc-links --; }
 scripts() { git ls-files -co --exclude-standard -- '*.sh' .ci/run tools/guest/guest | xargs -d '\n' shellcheck; }
 

@@ -19,9 +19,6 @@ use zerocopy::{FromBytes, IntoBytes};
 /// The longest header that is decoded here, with its digest (ICReq and ICResp are the handshake's).
 const SCRATCH_BYTES: usize = PduType::CAPSULE_CMD.header_bytes() as usize + DIGEST_BYTES;
 
-/// Stands for DATAL in a header that has none. As a real DATAL it could never fit into a PDU, whose PLEN has 32 bits too.
-const UNSTATED: u32 = u32::MAX;
-
 /// What the decoder found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -248,9 +245,13 @@ impl PduDecoder {
                 });
             }
         }
+        if plen < header_bytes {
+            return Err(bad_length);
+        }
         let datal = match pdu_type {
             PduType::H2C_DATA | PduType::C2H_DATA => TransferHeader::ref_from_prefix(header)
-                .map_or(0, |(transfer, _)| transfer.length.get()),
+                .ok()
+                .map(|(transfer, _)| transfer.length.get()),
             // No data: PDO and DDGSTF mean nothing.
             _ if plen == header_bytes => {
                 return Ok(Body {
@@ -259,10 +260,10 @@ impl PduDecoder {
                     digest: false,
                 });
             }
-            PduType::CAPSULE_CMD => UNSTATED,
+            PduType::CAPSULE_CMD => None,
             _ => return Err(bad_length),
         };
-        if datal == 0 {
+        if datal == Some(0) {
             return Err(Violation::EmptyTransfer(pdu_type));
         }
         if common.flags().contains(PduFlags::DATA_DIGEST) != self.data_digest {
@@ -287,7 +288,9 @@ impl PduDecoder {
         let Some(data_bytes @ 1..) = plen.checked_sub(pdo + digest_bytes) else {
             return Err(bad_length);
         };
-        if datal != UNSTATED && datal != data_bytes {
+        if let Some(datal) = datal
+            && datal != data_bytes
+        {
             return Err(Violation::DataLength {
                 pdu_type,
                 carried: data_bytes,

@@ -569,6 +569,7 @@ impl Core {
     fn term_req(&mut self, header: &Header<'_>) -> Option<HostReceived> {
         let term = TermReqHeader::ref_from_bytes(header.bytes).ok()?;
         self.life.close();
+        self.out.clear();
         Some(HostReceived::TermReq {
             fes: Fes(term.fes.get()),
             fei: term.fei.get(),
@@ -603,6 +604,7 @@ impl Core {
     #[cold]
     fn fail(&mut self, violation: Violation, header: &[u8]) -> Violation {
         self.life.end(PduType::H2C_TERM_REQ, violation, header);
+        self.out.clear();
         violation
     }
 }

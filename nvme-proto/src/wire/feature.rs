@@ -192,6 +192,18 @@ register! {
     }
 }
 
+impl Arbitration {
+    /// A burst of `2^ab` commands (111b: no limit) and no weights.
+    pub const fn from_burst(ab: u32) -> Self {
+        Self(0).with_ab(ab)
+    }
+
+    /// The value without its reserved bits.
+    pub const fn defined(self) -> u32 {
+        self.0 & 0xffff_ff07
+    }
+}
+
 register! {
     /// Power Management (02h).
     PowerManagement: u32 {

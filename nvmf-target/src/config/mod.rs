@@ -1,4 +1,4 @@
-//! What the user asked for: the command line ([`cli`]) or a TOML file ([`file`]), checked and with defaults filled in.
+//! What the user asked for: the command line ([`cli`]) or a TOML file ([`mod@file`]), checked and with defaults filled in.
 //!
 //! A [`Config`] is complete and consistent in itself: names have the right form, nothing is given twice, every limit lies in
 //! its range. Nothing here opens a backing or a socket, so that `--check` and a reload can judge a file without side

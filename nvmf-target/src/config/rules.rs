@@ -1,4 +1,4 @@
-//! The checks that the command line and the file share: consistency of a whole [`Config`].
+//! The checks that the command line and the file share: consistency of a whole [`super::Config`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

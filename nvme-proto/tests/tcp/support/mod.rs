@@ -1,6 +1,8 @@
 //! A host and a controller wired together in memory, each with the simplest driver there can be: one buffer for each slot.
 #![allow(dead_code)] // each test program uses its own part
 
+pub mod raw;
+
 use nvme_proto::digest::Crc;
 use nvme_proto::queue::controller::Stage;
 use nvme_proto::queue::{QueueLimits, SlotId, Transfer};

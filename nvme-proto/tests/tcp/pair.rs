@@ -1,11 +1,9 @@
 //! A host and a controller wired together in memory: every combination of what a connection can agree on moves data correctly.
 
-mod support;
-
+use crate::support::{BLOCK_BYTES, LIMITS, PLAIN, Pair, pattern};
 use nvme_proto::queue::QueueLimits;
 use nvme_proto::tcp::{Pda, TcpParams};
 use nvme_proto::wire::Status;
-use support::{BLOCK_BYTES, LIMITS, PLAIN, Pair, pattern};
 
 /// Writes and reads transfers of several sizes, as many at once as the queue takes, and checks all of it.
 fn exercise(params: TcpParams, limits: QueueLimits, chunk: usize) {
