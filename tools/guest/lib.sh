@@ -90,9 +90,10 @@ _run() {
 
 # _explain: after a failed check: what it said, the ends of the logs, the kernel's words.
 _explain() {
-  local log
+  local log daemons=()
   tail -n 60 "$_output" | sed 's/^/    | /'
-  for log in "${_logs[@]}"; do
+  for log in "$SUITE_TMP"/*.pid; do daemons+=("$SUITE_OUT/$(basename "$log" .pid).log"); done
+  for log in "${daemons[@]}" "${_logs[@]}"; do
     [ -s "$log" ] && echo "    $log ends:" && tail -n 25 "$log" | sed 's/^/    | /'
   done
   _in_guest || return 0
@@ -151,7 +152,6 @@ wait_until() {
 start() {
   local name=$1
   shift
-  _logs+=("$SUITE_OUT/$name.log")
   setsid "$@" >>"$SUITE_OUT/$name.log" 2>&1 </dev/null &
   echo $! >"$SUITE_TMP/$name.pid"
 }
