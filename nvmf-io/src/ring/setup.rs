@@ -79,7 +79,8 @@ pub enum RingError {
 }
 
 impl RingError {
-    pub(super) fn from_setup(source: io::Error) -> Self {
+    /// Explains a failure to create a ring.
+    pub fn from_setup(source: io::Error) -> Self {
         match Errno::from_io_error(&source) {
             Some(Errno::NOSYS) => Self::Missing,
             Some(Errno::PERM) => match probe::io_uring_disabled() {
