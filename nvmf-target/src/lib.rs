@@ -1,11 +1,15 @@
 //! The target: serves namespaces from files, block devices, local NVMe devices and memory over NVMe/TCP.
 //!
 //! - [`config`]: what the user asked for, from flags or a file.
+//! - [`control`]: the control thread: connections, admin queues, discovery, reload.
 //! - [`model`]: subsystems, namespaces, allowed hosts, controllers.
 //! - [`backend`]: where the blocks of a namespace are.
 //! - [`shard`]: the data path, one thread and one ring for each core.
+//! - [`logging`]: log lines.
 
 pub mod backend;
 pub mod config;
+pub mod control;
+pub mod logging;
 pub mod model;
 pub mod shard;

@@ -17,19 +17,30 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    /// File, line and key, as far as they are known.
+    pub fn place(&self) -> String {
+        let mut place = String::new();
+        if let Some(file) = &self.file {
+            place = file.display().to_string();
+            if let Some(line) = self.line {
+                place = format!("{place}:{line}");
+            }
+        }
+        match (place.is_empty(), self.key.is_empty()) {
+            (_, true) => place,
+            (true, false) => self.key.clone(),
+            (false, false) => format!("{place}: {}", self.key),
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(file) = &self.file {
-            write!(f, "{}:", file.display())?;
-            if let Some(line) = self.line {
-                write!(f, "{line}:")?;
-            }
-            f.write_str(" ")?;
+        match self.place() {
+            place if place.is_empty() => f.write_str(&self.message),
+            place => write!(f, "{place}: {}", self.message),
         }
-        if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
-        }
-        f.write_str(&self.message)
     }
 }
 

@@ -1,0 +1,397 @@
+//! Admin queues: each is one task that drives the protocol's `Controller` with what the host sends and what happens here.
+//!
+//! The task lives as long as the association. When it ends, for whatever reason, it first makes sure that nothing of the
+//! association can reach storage any more, and only then lets successors go on.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use nvme_proto::controller::{
+    AdminAction, ConnectRequest, Controller, ControllerInit, ControllerKind, ControllerLimits,
+    Fault, KeepAliveState, Transport,
+};
+use nvme_proto::queue::{QueueLimits, SlotId};
+use nvme_proto::tcp::ControllerConn;
+use nvme_proto::wire::event::AbortCommand;
+use nvme_proto::wire::fabrics::ConnectResult;
+use nvme_proto::wire::feature::{FeatureId, SetFeatures};
+use nvme_proto::wire::{AdminOpcode, Sqe, Status};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{Instant, sleep_until};
+
+use super::association::{AnnouncedLimits, Association, EndReason, Notice, Stage};
+use super::handshake::{Connecting, Refusal, Refused};
+use super::net;
+use super::pump::{Event, Pump};
+use super::target::{Served, Target};
+use super::view::View;
+use crate::config::{Config, KeepAliveBounds};
+use crate::model::{ControllerKey, ControllerShared};
+
+/// The subsystem that a Connect names, if the host may use it.
+pub fn find_subsystem(target: &Target, request: &ConnectRequest) -> Result<Rc<Served>, Fault> {
+    let served = target
+        .find(&request.subnqn)
+        .ok_or(Fault::UnknownSubsystem)?;
+    if served.subsystem.borrow().hosts.allows(&request.hostnqn) {
+        Ok(served)
+    } else {
+        Err(Fault::HostNotAllowed)
+    }
+}
+
+/// Makes the controller that an admin Connect asks for, and its task. An error leaves the connection as it was.
+pub fn start(target: &Rc<Target>, connecting: Connecting) -> Result<(), Refused> {
+    let admitted = match admit(target, &connecting) {
+        Ok(admitted) => admitted,
+        Err(refusal) => return Err(Box::new((refusal, connecting))),
+    };
+    let (served, association, notices) = admitted;
+    let Connecting {
+        stream,
+        counted,
+        capsule,
+        request,
+        rest,
+    } = connecting;
+    let older = served.associations_where(|other| {
+        other.same_host(&request) && other.shared.key != association.shared.key
+    });
+    let fenced = Rc::clone(&association);
+    net::spawn(async move { fenced.fence(older).await });
+
+    // Bounded by `MAX_QUEUE_DEPTH`, which is 16 bits.
+    let depth = request.entries as u16;
+    let limits = association.limits();
+    let mut conn = ControllerConn::new(
+        capsule.params,
+        QueueLimits {
+            depth,
+            in_capsule_bytes: limits.controller.in_capsule_bytes,
+            max_transfer_bytes: limits.controller.max_transfer_bytes,
+            r2t_window_bytes: limits.r2t_window_bytes,
+            flow_control: !request.disable_sq_flow_control,
+            success_flag: limits.success_flag,
+            admin: true,
+        },
+    );
+    let result = ConnectResult {
+        cntlid: association.shared.key.cntlid,
+        authentication_required: false,
+        secure_channel_required: false,
+    };
+    conn.accept_connect(request.cid, result.to_result() as u32);
+    tracing::info!(
+        peer = %stream.peer(), host = %request.hostnqn, subsystem = %request.subnqn,
+        controller = %association.shared.key.cntlid, kato_ms = request.kato_ms, "host connected"
+    );
+    let queue = AdminQueue {
+        pump: Pump::new(stream, conn, depth, &rest),
+        target: Rc::clone(target),
+        served,
+        association,
+        out: Vec::new(),
+    };
+    net::spawn(async move {
+        queue.run(notices).await;
+        drop(counted);
+    });
+    Ok(())
+}
+
+type Admitted = (Rc<Served>, Rc<Association>, UnboundedReceiver<Notice>);
+
+/// Checks the request against what there is, and registers the association.
+fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refusal> {
+    let request = &connecting.request;
+    let served = find_subsystem(target, request)?;
+    if target.stopping.get() {
+        return Err(Refusal::for_now(
+            Status::CONNECT_CONTROLLER_BUSY,
+            "the target is stopping",
+        ));
+    }
+    let config = target.config.borrow();
+    let kato_ms = bounded_kato(&config.keep_alive, request.kato_ms)?;
+    if request.host_id.is_none() {
+        tracing::warn!(host = %request.hostnqn, "the host has no host identifier (HOSTID is zero); all that do so count as one");
+    }
+    let kind = if target.is_discovery(&served) {
+        ControllerKind::Discovery
+    } else {
+        ControllerKind::Io
+    };
+    let limits = announced_limits(&config);
+    let mut admitted = None;
+    let registered = served.associations.borrow_mut().insert_with(|cntlid| {
+        let init = ControllerInit {
+            kind,
+            cntlid,
+            host_nqn: request.hostnqn.clone(),
+            host_id: request.host_id,
+            transport: Transport::Tcp,
+            kato_ms,
+            limits: limits.controller,
+        };
+        let key = ControllerKey {
+            subsystem: served.id(),
+            cntlid,
+        };
+        let shared = ControllerShared::new(
+            key,
+            request.hostnqn.clone(),
+            request.host_id.0,
+            target.shards.count(),
+        );
+        let controller = Controller::new(init, now_ms(target));
+        let (association, notices) =
+            Association::new(shared, controller, limits, connecting.stream.clone());
+        admitted = Some((Rc::clone(&served), Rc::clone(&association), notices));
+        association
+    });
+    match (registered, admitted) {
+        (Ok(_), Some(admitted)) => Ok(admitted),
+        (Err(full), _) => Err(Refusal::for_now(
+            Status::CONNECT_CONTROLLER_BUSY,
+            full.to_string(),
+        )),
+        (Ok(_), None) => Err(Refusal::for_now(
+            Status::INTERNAL_ERROR,
+            "the registry made no controller",
+        )),
+    }
+}
+
+fn announced_limits(config: &Config) -> AnnouncedLimits {
+    let limits = &config.limits;
+    AnnouncedLimits {
+        controller: ControllerLimits {
+            max_queue_entries: limits.queue_depth,
+            max_io_queues: limits.io_queues,
+            max_transfer_bytes: limits.max_transfer_bytes,
+            in_capsule_bytes: limits.in_capsule_bytes,
+            ..ControllerLimits::default()
+        },
+        r2t_window_bytes: limits.r2t_window_bytes,
+        success_flag: config.tcp.success_flag,
+    }
+}
+
+/// The keep-alive timeout that a host gets that asks for `asked_ms`, 0 standing for none.
+fn bounded_kato(bounds: &KeepAliveBounds, asked_ms: u32) -> Result<u32, Refusal> {
+    match bounds.max_ms {
+        Some(max_ms) if asked_ms == 0 || asked_ms > max_ms => Err(Refusal::for_now(
+            Status::KEEP_ALIVE_TIMEOUT_INVALID.dnr(),
+            format!("a keep-alive timeout of {asked_ms} ms; keep-alive.max-ms is {max_ms}"),
+        )),
+        _ if asked_ms == 0 => Ok(0),
+        _ => Ok(asked_ms.max(bounds.min_ms)),
+    }
+}
+
+/// Milliseconds on the clock that controllers go by.
+fn now_ms(target: &Target) -> u64 {
+    target.started.elapsed().as_millis() as u64
+}
+
+/// One admin queue.
+struct AdminQueue {
+    pump: Pump,
+    target: Rc<Target>,
+    served: Rc<Served>,
+    association: Rc<Association>,
+    /// Where the controller puts data for the host.
+    out: Vec<u8>,
+}
+
+impl AdminQueue {
+    async fn run(mut self, mut notices: UnboundedReceiver<Notice>) {
+        let reason = loop {
+            self.complete_events();
+            let deadline = self.keep_alive_deadline();
+            tokio::select! {
+                event = self.pump.next() => match event {
+                    Event::Command(slot) => self.execute(slot),
+                    Event::Ended(reason) => break reason,
+                },
+                notice = notices.recv() => match notice {
+                    Some(Notice::End(reason)) => break reason,
+                    Some(notice) => self.take_notice(notice),
+                    // The association holds a sender.
+                    None => break EndReason::Stopping,
+                },
+                () = until(deadline) => {
+                    let io_traffic = self.association.shared.take_traffic();
+                    let now = now_ms(&self.target);
+                    let state = self.association.controller.borrow_mut().keep_alive(now, io_traffic);
+                    if state == KeepAliveState::Expired {
+                        break EndReason::KeepAlive;
+                    }
+                }
+            }
+        };
+        self.end(reason).await;
+    }
+
+    /// Ends the association: no more commands, the I/O queues fenced, then the connection.
+    async fn end(self, reason: EndReason) {
+        let key = self.association.shared.key;
+        let host = self.association.shared.host_nqn.clone();
+        match reason {
+            EndReason::HostClosed | EndReason::Stopping => {
+                tracing::info!(%host, controller = %key.cntlid, "association ends: {reason}");
+            }
+            _ => tracing::warn!(%host, controller = %key.cntlid, "association ends: {reason}"),
+        }
+        self.association.advance(Stage::Closing);
+        self.target.shards.drop_controller(key).await;
+        self.served.associations.borrow_mut().remove(key.cntlid);
+        self.association.advance(Stage::Ended);
+        self.pump.close().await;
+    }
+
+    fn execute(&mut self, slot: SlotId) {
+        let sqe = *self.pump.command(slot);
+        // No supported admin command takes data from the host.
+        drop(self.pump.take_data(slot));
+        if let Some(status) = self.refuse_kato(&sqe) {
+            return self.pump.complete(slot, status, 0);
+        }
+        let action = {
+            let subsystem = self.served.subsystem.borrow();
+            let view = View {
+                target: &self.target,
+                served: &self.served,
+                subsystem: &subsystem,
+                local: self.association.local(),
+            };
+            let mut controller = self.association.controller.borrow_mut();
+            controller.admin(&sqe, slot.0, &view, &mut self.out, now_ms(&self.target))
+        };
+        match action {
+            AdminAction::Complete { status, result } => {
+                if !status.is_success() {
+                    tracing::debug!(
+                        host = %self.association.shared.host_nqn, opcode = %sqe.opcode, %status, "admin command failed"
+                    );
+                }
+                self.pump.complete(slot, status, result);
+            }
+            AdminAction::CompleteWithData { len_bytes } => {
+                let mut data = std::mem::take(&mut self.out);
+                data.truncate(len_bytes as usize);
+                self.pump.complete_with_data(slot, data, 0);
+            }
+            AdminAction::Hold => {}
+            AdminAction::Abort { sqid, cid } => {
+                let association = Rc::clone(&self.association);
+                let target = Rc::clone(&self.target);
+                net::spawn(async move {
+                    let done = match association.shard_of(sqid) {
+                        Some(shard) => {
+                            let key = association.shared.key;
+                            target.shards.abort(shard, key, sqid, cid).await
+                        }
+                        None => false,
+                    };
+                    association.notice(Notice::Aborted { slot, done });
+                });
+            }
+            AdminAction::Disable => {
+                self.pump.complete(slot, Status::SUCCESS, 0);
+                let association = Rc::clone(&self.association);
+                let target = Rc::clone(&self.target);
+                net::spawn(async move {
+                    target.shards.drop_controller(association.shared.key).await;
+                    association.notice(Notice::Drained);
+                });
+            }
+            AdminAction::Shutdown { abrupt } => {
+                self.pump.complete(slot, Status::SUCCESS, 0);
+                let association = Rc::clone(&self.association);
+                let served = Rc::clone(&self.served);
+                net::spawn(async move {
+                    if !abrupt {
+                        super::flush::flush(&served).await;
+                    }
+                    association.notice(Notice::ShutDown);
+                });
+            }
+        }
+    }
+
+    /// Judges a Set Features that would change the keep-alive timeout, as Connect is judged.
+    fn refuse_kato(&self, sqe: &Sqe) -> Option<Status> {
+        if sqe.opcode != AdminOpcode::SET_FEATURES {
+            return None;
+        }
+        let set = SetFeatures::from_sqe(sqe);
+        if set.fid != FeatureId::KEEP_ALIVE_TIMER {
+            return None;
+        }
+        let config = self.target.config.borrow();
+        let refused = bounded_kato(&config.keep_alive, set.cdw11).err();
+        refused.map(|refusal| refusal.status)
+    }
+
+    fn take_notice(&mut self, notice: Notice) {
+        let mut controller = self.association.controller.borrow_mut();
+        match notice {
+            Notice::NamespaceChanged(nsid) => controller.namespace_changed(nsid),
+            Notice::DiscoveryChanged => controller.discovery_changed(),
+            Notice::Drained => controller.drained(),
+            Notice::ShutDown => controller.shutdown_done(),
+            Notice::Aborted { slot, done } => {
+                controller.abort_done();
+                self.pump
+                    .complete(slot, Status::SUCCESS, AbortCommand::result(done));
+            }
+            Notice::End(_) => {}
+        }
+    }
+
+    /// Completes held event requests for which there is an event.
+    fn complete_events(&mut self) {
+        let mut controller = self.association.controller.borrow_mut();
+        while let Some(event) = controller.poll_event() {
+            self.pump
+                .complete(SlotId(event.tag), event.status, event.result);
+        }
+    }
+
+    fn keep_alive_deadline(&self) -> Option<Instant> {
+        let controller = self.association.controller.borrow();
+        let deadline_ms = controller.keep_alive_deadline_ms()?;
+        let deadline = self.target.started + Duration::from_millis(deadline_ms);
+        Some(Instant::from_std(deadline))
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keep_alive_timeouts_are_raised_or_refused() {
+        let open = KeepAliveBounds::default();
+        assert_eq!(bounded_kato(&open, 0).unwrap(), 0);
+        assert_eq!(bounded_kato(&open, 5000).unwrap(), 5000);
+        let bounds = KeepAliveBounds {
+            min_ms: 1000,
+            max_ms: Some(60_000),
+        };
+        assert_eq!(bounded_kato(&bounds, 10).unwrap(), 1000);
+        assert_eq!(bounded_kato(&bounds, 60_000).unwrap(), 60_000);
+        for asked in [0, 60_001] {
+            let refusal = bounded_kato(&bounds, asked).unwrap_err();
+            assert_eq!(refusal.status, Status::KEEP_ALIVE_TIMEOUT_INVALID.dnr());
+        }
+    }
+}

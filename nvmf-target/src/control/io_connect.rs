@@ -1,0 +1,128 @@
+//! Connect of an I/O queue: is there such a controller, does the host own it, may the queue exist; then over to a shard, which
+//! answers the host.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use nvme_proto::controller::{ConnectRequest, Fault};
+use nvme_proto::queue::QueueLimits;
+use nvme_proto::wire::Status;
+use tokio::time::{Instant, timeout_at};
+
+use super::admin;
+use super::association::{Association, Stage};
+use super::handshake::{Connecting, Refusal, Refused};
+use super::target::Target;
+use crate::shard::Adopt;
+
+/// How long a queue of the same identifier has to go away: a host that reconnects a queue races the end of its own old connection.
+const OLD_QUEUE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Hands the connection to a shard. An error leaves it as it was.
+pub async fn start(
+    target: &Rc<Target>,
+    connecting: Connecting,
+    deadline: Instant,
+) -> Result<(), Refused> {
+    match admit(target, &connecting.request, deadline).await {
+        Ok((association, shard)) => hand_over(target, &association, shard, connecting),
+        Err(refusal) => Err(Box::new((refusal, connecting))),
+    }
+}
+
+/// Checks the request against what there is, waits for the fence, and reserves queue identifier and shard.
+async fn admit(
+    target: &Target,
+    request: &ConnectRequest,
+    deadline: Instant,
+) -> Result<(Rc<Association>, usize), Refusal> {
+    let association = find(target, request)?;
+    match association.check_io_connect(request) {
+        Ok(()) | Err(Fault::QidInUse(_)) => {}
+        Err(fault) => return Err(fault.into()),
+    }
+    // The deadline of the handshake bounds the wait; a host that still waits then is told to come again.
+    if timeout_at(deadline, association.fenced()).await.is_err() {
+        return Err(Refusal::for_now(
+            Status::CONNECT_CONTROLLER_BUSY,
+            "an older association of the host did not end in time",
+        ));
+    }
+    let shard = target.shards.place();
+    let reserved = association
+        .reserve_queue(request, shard, OLD_QUEUE_PATIENCE)
+        .await;
+    match reserved {
+        Ok(()) => Ok((association, shard)),
+        Err(fault) => {
+            target.shards.unplace(shard);
+            let mut refusal = Refusal::from(fault);
+            if matches!(fault, Fault::QidInUse(_)) {
+                // The old queue will go; a host told not to come again would give its whole controller up.
+                refusal.status = Status::COMMAND_SEQUENCE_ERROR;
+            }
+            Err(refusal)
+        }
+    }
+}
+
+/// The association that the request is for, if it is live and the host may still use it.
+fn find(target: &Target, request: &ConnectRequest) -> Result<Rc<Association>, Fault> {
+    let served = admin::find_subsystem(target, request)?;
+    served
+        .association(request.cntlid)
+        .filter(|association| association.stage() == Stage::Live)
+        .ok_or(Fault::UnknownController(request.cntlid))
+}
+
+fn hand_over(
+    target: &Rc<Target>,
+    association: &Rc<Association>,
+    shard: usize,
+    connecting: Connecting,
+) -> Result<(), Refused> {
+    let request = &connecting.request;
+    let undo = |reason: String| {
+        association.release_queue(request.qid);
+        target.shards.unplace(shard);
+        Refusal::for_now(Status::INTERNAL_ERROR, reason)
+    };
+    let fd = match connecting.stream.to_owned_fd() {
+        Ok(fd) => fd,
+        Err(error) => {
+            let refusal = undo(format!("the socket cannot be handed to a shard: {error}"));
+            return Err(Box::new((refusal, connecting)));
+        }
+    };
+    // What the controller announced, not what the configuration says by now.
+    let announced = association.limits();
+    let limits = QueueLimits {
+        // At most the controller's limit, which is 16 bits.
+        depth: request.entries as u16,
+        in_capsule_bytes: announced.controller.in_capsule_bytes,
+        max_transfer_bytes: announced.controller.max_transfer_bytes,
+        r2t_window_bytes: announced.r2t_window_bytes,
+        flow_control: !request.disable_sq_flow_control,
+        success_flag: announced.success_flag,
+        admin: false,
+    };
+    let adopt = Adopt {
+        fd,
+        received: connecting.rest.clone(),
+        tcp: connecting.capsule.params,
+        limits,
+        qid: request.qid,
+        connect_cid: request.cid,
+        controller: association.shared.clone(),
+    };
+    if let Err(gone) = target.shards.adopt(shard, adopt) {
+        let refusal = undo(gone.to_string());
+        return Err(Box::new((refusal, connecting)));
+    }
+    tracing::debug!(
+        peer = %connecting.stream.peer(), host = %request.hostnqn, controller = %request.cntlid,
+        queue = %request.qid, entries = request.entries, shard, "I/O queue connected"
+    );
+    association.keep_counted(request.qid, connecting.counted);
+    Ok(())
+}

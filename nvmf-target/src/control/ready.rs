@@ -1,0 +1,62 @@
+//! Telling others that hosts can connect, and later that they cannot: the ready file and the service manager.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use sd_notify::NotifyState;
+
+/// Writes the addresses, one `tcp://ADDR:PORT` a line, so that the file is either absent or complete.
+pub fn write_ready_file(path: &Path, addresses: &[SocketAddr]) -> io::Result<()> {
+    let lines: String = addresses
+        .iter()
+        .map(|address| format!("tcp://{address}\n"))
+        .collect();
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", std::process::id()));
+    fs::write(&temporary, lines)?;
+    fs::rename(&temporary, path)
+}
+
+/// Prints the addresses, and tells the service manager that hosts can connect.
+pub fn announce(addresses: &[SocketAddr], json: bool) {
+    for address in addresses {
+        if json {
+            let line =
+                serde_json::json!({ "event": "listening", "address": format!("tcp://{address}") });
+            println!("{line}");
+        } else {
+            println!("listening on tcp://{address}");
+        }
+    }
+    ready("hosts can connect");
+}
+
+/// Tells the service manager, if there is one.
+pub fn notify(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager cannot be told of a change of state");
+    }
+}
+
+/// Hosts can connect.
+pub fn ready(status: &str) {
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// The configuration is being read again; [`ready`] ends it.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!(%error, "the monotonic clock cannot be read"),
+    }
+}
+
+/// No more hosts are accepted.
+pub fn stopping() {
+    notify(&[
+        NotifyState::Stopping,
+        NotifyState::Status("finishing commands"),
+    ]);
+}

@@ -1,0 +1,211 @@
+//! SIGHUP: reads the configuration again and applies what differs.
+//!
+//! Everything that can fail comes first, storage opened and sockets bound; a configuration that cannot be had in full changes
+//! nothing. What does not differ is not touched: its connections go on as if nothing had happened.
+
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use nvme_proto::wire::Nsid;
+
+use super::association::EndReason;
+use super::discovery::Snapshot;
+use super::listeners;
+use super::net::Listener;
+use super::open::OpenError;
+use super::plan::{Plan, SubsystemChange};
+use super::ready;
+use super::target::{Served, Target};
+use crate::config::cli::Cli;
+use crate::config::{Config, TcpAddress};
+use crate::model::{HostAccess, Namespace, NamespaceTable, Subsystem};
+
+/// Reads the configuration again and applies it, or says why not and leaves everything as it was.
+pub async fn reload(cli: &Cli, target: &Rc<Target>) {
+    ready::reloading();
+    let outcome = apply(cli, target).await;
+    let status = match &outcome {
+        Ok(()) => "hosts can connect",
+        Err(_) => "hosts can connect; the configuration was not reloaded, see the log",
+    };
+    match outcome {
+        Ok(()) => tracing::info!("configuration reloaded"),
+        Err(error) => {
+            let text = format!("{error:#}");
+            tracing::error!("the configuration stays as it was: {text}");
+        }
+    }
+    ready::ready(status);
+}
+
+/// What was opened for a plan, ready to be put in place.
+struct Prepared {
+    added: Vec<Subsystem>,
+    changes: Vec<Change>,
+    opened: Vec<(TcpAddress, Listener)>,
+}
+
+/// Changes of one subsystem.
+struct Change {
+    served: Rc<Served>,
+    hosts: Option<HostAccess>,
+    /// Without what goes; `None` where nothing does.
+    without_removed: Option<NamespaceTable>,
+    /// With what comes and what has another size; `None` where nothing changes.
+    complete: Option<NamespaceTable>,
+    /// Namespaces that hosts have to look at again.
+    changed: Vec<Nsid>,
+}
+
+async fn apply(cli: &Cli, target: &Rc<Target>) -> anyhow::Result<()> {
+    let config = cli.config(&target.opener.identity)?;
+    let plan = Plan::between(&target.config.borrow(), &config);
+    let prepared = prepare(target, &plan)?;
+    for key in &plan.needs_restart {
+        tracing::warn!("{key} has changed; that takes effect at the next start");
+    }
+    put_in_place(target, config, plan, prepared).await;
+    Ok(())
+}
+
+fn prepare(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Prepared> {
+    let added: Result<Vec<_>, OpenError> =
+        plan.added.iter().map(|new| target.prepare(new)).collect();
+    let changes: Result<Vec<_>, OpenError> = plan
+        .kept
+        .iter()
+        .filter_map(|change| Some((change, target.find(&change.nqn)?)))
+        .map(|(change, served)| prepare_change(target, change, served))
+        .collect();
+    let (added, changes) = (added?, changes?);
+    // Last, since an old listener may have to go first to make room.
+    let opened = bind(target, plan)?;
+    Ok(Prepared {
+        added,
+        changes,
+        opened,
+    })
+}
+
+fn prepare_change(
+    target: &Target,
+    change: &SubsystemChange,
+    served: Rc<Served>,
+) -> Result<Change, OpenError> {
+    let table = Arc::clone(&served.subsystem.borrow().namespaces);
+    let mut changed: Vec<Nsid> = change.removed.iter().map(|nsid| Nsid(*nsid)).collect();
+    let without_removed = (!changed.is_empty()).then(|| {
+        let stays = |namespace: &&Arc<Namespace>| !changed.contains(&namespace.nsid);
+        NamespaceTable::new(table.iter().filter(stays).cloned())
+    });
+    let mut complete = without_removed.clone().unwrap_or_else(|| (*table).clone());
+    let mut differs = false;
+    for config in &change.kept {
+        let Some(namespace) = table.get(Nsid(config.nsid)) else {
+            continue;
+        };
+        match target.opener.resized(&change.nqn, namespace, config) {
+            Ok(Some(resized)) => {
+                tracing::info!(
+                    subsystem = %change.nqn, namespace = %resized.nsid,
+                    size_bytes = resized.geometry.size_bytes(), "namespace resized"
+                );
+                changed.push(resized.nsid);
+                complete = complete.with(Arc::new(resized));
+                differs = true;
+            }
+            Ok(None) => {}
+            // What happened to its storage behind our back is no fault of the configuration.
+            Err(error) => tracing::error!("{error}; it is served at its old size"),
+        }
+    }
+    for config in &change.added {
+        let namespace = target.open(&change.nqn, config)?;
+        if !changed.contains(&namespace.nsid) {
+            changed.push(namespace.nsid);
+        }
+        complete = complete.with(Arc::new(namespace));
+        differs = true;
+    }
+    Ok(Change {
+        served,
+        hosts: change.hosts.clone(),
+        without_removed,
+        complete: differs.then_some(complete),
+        changed,
+    })
+}
+
+/// Binds the new listeners. A new one may need the port of an old one (127.0.0.1 becomes 0.0.0.0): then the old ones go first, and
+/// come back if that did not help.
+fn bind(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Vec<(TcpAddress, Listener)>> {
+    let first = listeners::bind(&plan.opened);
+    match first {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && !plan.closed.is_empty() => {
+            let addresses: Vec<TcpAddress> = plan
+                .closed
+                .iter()
+                .filter_map(|closed| target.listeners.stop(*closed))
+                .collect();
+            let second = listeners::bind(&plan.opened);
+            if second.is_err() {
+                for (address, listener) in listeners::bind(&addresses)? {
+                    target.listeners.start(target, address, listener);
+                }
+            }
+            Ok(second?)
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+async fn put_in_place(target: &Rc<Target>, config: Config, plan: Plan, prepared: Prepared) {
+    let discovery = Snapshot::take(target);
+    target.config.replace(config);
+    for closed in &plan.closed {
+        target.listeners.stop(*closed);
+    }
+    for nqn in &plan.removed {
+        tracing::info!(subsystem = %nqn, "subsystem removed");
+        target.remove(nqn).await;
+    }
+    for change in prepared.changes {
+        change_subsystem(target, change).await;
+    }
+    for subsystem in prepared.added {
+        tracing::info!(subsystem = %subsystem.nqn, "subsystem added");
+        target.add(subsystem).await;
+    }
+    for (configured, listener) in prepared.opened {
+        target.listeners.start(target, configured, listener);
+    }
+    discovery.announce(target);
+}
+
+async fn change_subsystem(target: &Target, change: Change) {
+    let served = &change.served;
+    let id = served.id();
+    // In two steps where something goes and comes under one NSID, so that no command meant for the old meets the new.
+    for table in [change.without_removed, change.complete]
+        .into_iter()
+        .flatten()
+    {
+        let table = Arc::new(table);
+        target.shards.set_namespaces(id, &table).await;
+        served.subsystem.borrow_mut().namespaces = table;
+    }
+    for nsid in change.changed {
+        tracing::info!(subsystem = %served.info.nqn, namespace = %nsid, "namespace changed");
+        target.namespace_changed(served, nsid);
+    }
+    if let Some(hosts) = change.hosts {
+        served.subsystem.borrow_mut().hosts = hosts.clone();
+        served
+            .end_where(
+                |association| !hosts.allows(&association.shared.host_nqn),
+                EndReason::NotAllowed,
+            )
+            .await;
+    }
+}

@@ -1,0 +1,139 @@
+//! The shards as the control thread sees them: where a queue goes, and questions that go to all of them.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nvme_proto::wire::{Cid, Qid};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+
+use crate::config::Config;
+use crate::model::{ControllerKey, NamespaceTable, SubsystemId};
+use crate::shard::{Adopt, Reply, ShardConfig, ShardEvent, ShardGone, ShardHandle, ShardMessage};
+
+/// Shards that are started when no cores are named. Each takes a thread and some memory even when idle; who needs more
+/// names cores.
+const MAX_DEFAULT_SHARDS: usize = 8;
+
+/// All shards of the process.
+pub struct Shards {
+    handles: Vec<ShardHandle>,
+    /// I/O queues of each, by which new ones are placed.
+    queues: RefCell<Vec<usize>>,
+}
+
+impl Shards {
+    /// Takes over running shards.
+    pub fn new(handles: Vec<ShardHandle>) -> Self {
+        let queues = RefCell::new(vec![0; handles.len()]);
+        Shards { handles, queues }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Chooses the shard with the fewest queues for one more, and counts it.
+    pub fn place(&self) -> usize {
+        let mut queues = self.queues.borrow_mut();
+        let least = queues.iter().enumerate().min_by_key(|(_, count)| **count);
+        let shard = least.map_or(0, |(index, _)| index);
+        queues[shard] += 1;
+        shard
+    }
+
+    /// A queue that was placed on the shard is gone.
+    pub fn unplace(&self, shard: usize) {
+        self.queues.borrow_mut()[shard] -= 1;
+    }
+
+    /// Hands a connection to a shard.
+    pub fn adopt(&self, shard: usize, adopt: Adopt) -> Result<(), ShardGone> {
+        self.handles[shard].send(ShardMessage::Adopt(Box::new(adopt)))
+    }
+
+    /// Makes the table the one that every shard uses for the subsystem.
+    pub async fn set_namespaces(&self, subsystem: SubsystemId, table: &Arc<NamespaceTable>) {
+        self.ask_all(|ack| ShardMessage::Namespaces {
+            subsystem,
+            table: Arc::clone(table),
+            ack,
+        })
+        .await;
+    }
+
+    /// Ends every I/O queue of a controller. Nothing of it can reach storage any more when this ends.
+    pub async fn drop_controller(&self, controller: ControllerKey) {
+        self.ask_all(|ack| ShardMessage::DropController { controller, ack })
+            .await;
+    }
+
+    /// Aborts a command of an I/O queue; whether it was.
+    pub async fn abort(&self, shard: usize, controller: ControllerKey, qid: Qid, cid: Cid) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let message = ShardMessage::Abort {
+            controller,
+            qid,
+            cid,
+            reply,
+        };
+        // A shard that is gone has aborted everything, but nobody can say what was done before.
+        self.handles[shard].send(message).is_ok() && answer.await.unwrap_or(false)
+    }
+
+    /// Forgets a subsystem without associations.
+    pub async fn forget(&self, subsystem: SubsystemId) {
+        self.set_namespaces(subsystem, &Arc::default()).await;
+    }
+
+    /// Drains and ends all shards.
+    pub async fn stop(&self) {
+        self.ask_all(|ack| ShardMessage::Stop { ack }).await;
+    }
+
+    /// Asks every shard at once and gathers the answers of those that live.
+    async fn ask_all<T>(&self, message: impl Fn(Reply<T>) -> ShardMessage) -> Vec<T> {
+        let answers: Vec<_> = self
+            .handles
+            .iter()
+            .map(|handle| {
+                let (reply, answer) = oneshot::channel();
+                // An undelivered message drops its reply, which ends the wait below.
+                let _ = handle.send(message(reply));
+                answer
+            })
+            .collect();
+        let mut gathered = Vec::new();
+        for answer in answers {
+            gathered.extend(answer.await.ok());
+        }
+        gathered
+    }
+}
+
+/// Starts the shards that the configuration asks for: one on each core of the list, or without a list as many as the process
+/// may use cores, up to a bound, wherever the scheduler puts them.
+pub fn start(
+    config: &Config,
+    events: UnboundedSender<ShardEvent>,
+) -> anyhow::Result<Vec<ShardHandle>> {
+    let cores: Vec<Option<usize>> = match &config.cores {
+        Some(set) => set.cores().iter().copied().map(Some).collect(),
+        None => {
+            let allowed = nvmf_io::cpu::allowed().map_or(1, |cores| cores.len());
+            vec![None; allowed.clamp(1, MAX_DEFAULT_SHARDS)]
+        }
+    };
+    let shards = cores.into_iter().enumerate().map(|(index, core)| {
+        let shard = ShardConfig {
+            core,
+            busy_poll: Duration::from_micros(config.busy_poll_us.into()),
+            buffer_bytes: usize::try_from(config.limits.buffer_bytes).unwrap_or(usize::MAX),
+            ..ShardConfig::new(index)
+        };
+        Ok(ShardHandle::spawn(shard, events.clone())?)
+    });
+    shards.collect()
+}

@@ -1,0 +1,246 @@
+//! What the control thread knows: the configuration in force, the subsystems, their associations, the shards.
+//!
+//! Everything here belongs to the one control thread and is shared between its tasks by `Rc`. Borrows of cells never live across an await.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use std::time::Instant;
+
+use nvme_proto::controller::SubsystemInfo;
+use nvme_proto::wire::nqn::DISCOVERY_NQN;
+use nvme_proto::wire::{Cntlid, Nsid};
+
+use super::accept::ConnectionCount;
+use super::association::{Association, EndReason, Notice};
+use super::listeners::Listeners;
+use super::open::{self, OpenError, Opener};
+use super::shards::Shards;
+use super::view::subsystem_info;
+use crate::config::{Config, NamespaceConfig, SubsystemConfig};
+use crate::model::{
+    ControllerKey, ControllerRegistry, HostAccess, Namespace, NamespaceTable, Nqn, Subsystem,
+    SubsystemId,
+};
+
+/// The discovery subsystem's place among the subsystems.
+const DISCOVERY_ID: SubsystemId = SubsystemId(0);
+
+/// A subsystem and the associations with it.
+pub struct Served {
+    /// What identifies it, as controllers report it; never changes.
+    pub info: SubsystemInfo,
+    /// What is served; namespaces and hosts change at a reload.
+    pub subsystem: RefCell<Subsystem>,
+    /// Live and closing associations.
+    pub associations: RefCell<ControllerRegistry<Rc<Association>>>,
+}
+
+impl Served {
+    fn new(subsystem: Subsystem) -> Rc<Self> {
+        Rc::new(Served {
+            info: subsystem_info(&subsystem),
+            subsystem: RefCell::new(subsystem),
+            associations: RefCell::default(),
+        })
+    }
+
+    /// Its name in the process.
+    pub fn id(&self) -> SubsystemId {
+        self.subsystem.borrow().id
+    }
+
+    /// The association with the controller `cntlid`.
+    pub fn association(&self, cntlid: Cntlid) -> Option<Rc<Association>> {
+        self.associations.borrow().get(cntlid).cloned()
+    }
+
+    /// All associations for which `which` holds.
+    pub fn associations_where(&self, which: impl Fn(&Association) -> bool) -> Vec<Rc<Association>> {
+        let associations = self.associations.borrow();
+        let all = associations.iter().map(|(_, association)| association);
+        all.filter(|association| which(association))
+            .cloned()
+            .collect()
+    }
+
+    /// Tells every association.
+    pub fn notice_all(&self, notice: &Notice) {
+        for association in self.associations_where(|_| true) {
+            association.notice(notice.clone());
+        }
+    }
+
+    /// Asks for the end of every association and waits for it.
+    pub async fn end_all(&self, reason: EndReason) {
+        self.end_where(|_| true, reason).await;
+    }
+
+    /// Asks for the end of some associations and waits for it.
+    pub async fn end_where(&self, which: impl Fn(&Association) -> bool, reason: EndReason) {
+        let ending = self.associations_where(which);
+        for association in &ending {
+            association.end(reason.clone());
+        }
+        for association in ending {
+            association.ended().await;
+        }
+    }
+}
+
+/// The control thread's state.
+pub struct Target {
+    /// The configuration in force.
+    pub config: RefCell<Config>,
+    /// Opens namespaces.
+    pub opener: Opener,
+    /// The shards.
+    pub shards: Shards,
+    /// Connections of all kinds.
+    pub connections: ConnectionCount,
+    /// The discovery service, which every listener has.
+    pub discovery: Rc<Served>,
+    /// Where hosts connect.
+    pub listeners: Listeners,
+    /// When the process started.
+    pub started: Instant,
+    subsystems: RefCell<Vec<Rc<Served>>>,
+    /// Subsystems that are served no longer, until their associations have ended.
+    leaving: RefCell<Vec<Rc<Served>>>,
+    next_subsystem: Cell<u32>,
+    /// Moves with every change that a host may see in its discovery log.
+    discovery_generation: Cell<u64>,
+    /// Set once the target stops: no new associations.
+    pub stopping: Cell<bool>,
+}
+
+impl Target {
+    /// A target without subsystems; add them one by one.
+    pub fn new(config: Config, opener: Opener, shards: Shards) -> Rc<Self> {
+        let discovery = Served::new(Subsystem {
+            id: DISCOVERY_ID,
+            nqn: Nqn::discovery(),
+            serial: opener.identity.serial(DISCOVERY_NQN),
+            model: crate::config::file::DEFAULT_MODEL.to_owned(),
+            hosts: HostAccess::Any,
+            namespaces: Arc::default(),
+        });
+        Rc::new(Target {
+            config: RefCell::new(config),
+            opener,
+            shards,
+            connections: ConnectionCount::default(),
+            discovery,
+            listeners: Listeners::default(),
+            started: Instant::now(),
+            subsystems: RefCell::default(),
+            leaving: RefCell::default(),
+            next_subsystem: Cell::new(DISCOVERY_ID.0 + 1),
+            discovery_generation: Cell::new(1),
+            stopping: Cell::new(false),
+        })
+    }
+
+    /// Opens what a subsystem serves. Nothing changes yet.
+    pub fn prepare(&self, config: &SubsystemConfig) -> Result<Subsystem, OpenError> {
+        let namespaces: Result<Vec<Arc<Namespace>>, OpenError> = config
+            .namespaces
+            .iter()
+            .map(|namespace| self.open(&config.nqn, namespace).map(Arc::new))
+            .collect();
+        let id = SubsystemId(self.next_subsystem.get());
+        let namespaces = Arc::new(NamespaceTable::new(namespaces?));
+        self.next_subsystem.set(id.0 + 1);
+        Ok(Subsystem {
+            id,
+            nqn: config.nqn.clone(),
+            serial: match &config.serial {
+                Some(serial) => serial.clone(),
+                None => self.opener.identity.serial(config.nqn.as_str()),
+            },
+            model: config.model.clone(),
+            hosts: config.hosts.clone(),
+            namespaces,
+        })
+    }
+
+    /// Opens a namespace; storage that is served already, and is about to move, is taken over instead of being opened again.
+    pub fn open(&self, nqn: &Nqn, config: &NamespaceConfig) -> Result<Namespace, OpenError> {
+        let subsystems = self.subsystems.borrow();
+        let tables = subsystems
+            .iter()
+            .map(|served| Arc::clone(&served.subsystem.borrow().namespaces));
+        let served = tables.into_iter().find_map(|table| {
+            let mut all = table.iter();
+            let found = all.find(|namespace| open::serves(&namespace.backing, config));
+            found.map(|namespace| Arc::clone(&namespace.backing))
+        });
+        self.opener.open(nqn, config, served)
+    }
+
+    /// Serves a prepared subsystem. Its namespaces are known to every shard when this ends.
+    pub async fn add(&self, subsystem: Subsystem) {
+        self.shards
+            .set_namespaces(subsystem.id, &subsystem.namespaces)
+            .await;
+        self.subsystems.borrow_mut().push(Served::new(subsystem));
+    }
+
+    /// Ends the service of a subsystem: its associations, then its namespaces.
+    pub async fn remove(&self, nqn: &Nqn) {
+        let Some(served) = self.find(nqn) else {
+            return;
+        };
+        let same = |other: &Rc<Served>| Rc::ptr_eq(other, &served);
+        self.subsystems.borrow_mut().retain(|other| !same(other));
+        self.leaving.borrow_mut().push(Rc::clone(&served));
+        served.end_all(EndReason::SubsystemRemoved).await;
+        self.shards.forget(served.id()).await;
+        self.leaving.borrow_mut().retain(|other| !same(other));
+    }
+
+    /// The subsystem called `nqn`, discovery included.
+    pub fn find(&self, nqn: &Nqn) -> Option<Rc<Served>> {
+        if nqn.is_discovery() {
+            return Some(Rc::clone(&self.discovery));
+        }
+        let subsystems = self.subsystems.borrow();
+        let mut all = subsystems.iter();
+        all.find(|served| served.info.nqn == *nqn).cloned()
+    }
+
+    /// The association that a controller belongs to, if it has not ended.
+    pub fn association(&self, controller: ControllerKey) -> Option<Rc<Association>> {
+        let (subsystems, leaving) = (self.subsystems.borrow(), self.leaving.borrow());
+        let mut all = subsystems.iter().chain(&*leaving);
+        let served = all.find(|served| served.id() == controller.subsystem);
+        served?.association(controller.cntlid)
+    }
+
+    /// The subsystems, discovery not included.
+    pub fn subsystems(&self) -> Vec<Rc<Served>> {
+        self.subsystems.borrow().clone()
+    }
+
+    /// Whether this is the discovery service.
+    pub fn is_discovery(&self, served: &Rc<Served>) -> bool {
+        Rc::ptr_eq(served, &self.discovery)
+    }
+
+    /// The discovery log's generation.
+    pub fn discovery_generation(&self) -> u64 {
+        self.discovery_generation.get()
+    }
+
+    /// Notes a change of what discovery tells.
+    pub fn discovery_changed(&self) {
+        self.discovery_generation
+            .set(self.discovery_generation.get() + 1);
+    }
+
+    /// Tells the hosts of a subsystem that a namespace changed.
+    pub fn namespace_changed(&self, served: &Served, nsid: Nsid) {
+        served.notice_all(&Notice::NamespaceChanged(nsid));
+    }
+}
