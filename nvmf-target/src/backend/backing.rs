@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use nvmf_io::mem::SharedMemory;
 use nvmf_io::probe::direct_align;
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, fstat, ftruncate, open, seek};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, fdatasync, fstat, ftruncate, open, seek};
 use rustix::io::Errno;
 
 use super::error::BackingError;
@@ -230,6 +230,20 @@ impl Backing {
         self.size_bytes.store(now, Relaxed);
         storage.end_bytes.store(u64::MAX, Relaxed);
         Ok(now)
+    }
+
+    /// Makes durable what was written. Blocks while the storage does it.
+    pub fn sync(&self) -> Result<(), BackingError> {
+        match &self.kind {
+            Kind::Storage(storage) if !self.read_only => {
+                fdatasync(&storage.fd).map_err(|errno| BackingError::System {
+                    what: self.spec.to_string(),
+                    action: "flushing it",
+                    errno,
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Looks whether the file was truncated or deleted behind our back, and says so once. I/O goes on: what lies past the end fails with the status that
