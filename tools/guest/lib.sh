@@ -30,7 +30,7 @@ KERNEL_ALARMS_EXPECTED=''
 
 SUITE_OUT=${SUITE_OUT:-/out}
 SUITE_TMP=$(mktemp -d /tmp/suite.XXXXXX)
-_suite='' _passed=0 _failed=0 _logs=() _status=0 _took_us=0 _output=''
+_suite='' _passed=0 _failed=0 _logs=() _status=0 _took_us=0 _output='' _outcomes=''
 
 . "$(dirname "${BASH_SOURCE[0]}")/nvmet.sh"
 
@@ -38,6 +38,7 @@ suite() {
   _suite=$1
   set +e
   : >"$SUITE_OUT/checks.log"
+  exec {_outcomes}<> <(:)
   trap _finish EXIT
 }
 
@@ -53,9 +54,9 @@ _outcome() {
   if [ "$1" = ok ]; then _passed=$((_passed + 1)); else _failed=$((_failed + 1)) && _explain; fi
 }
 
-# _run NAME CMD [ARGS]: runs CMD as a process group with errexit on. Sets _status (124: it took too long), _took_us and _output.
+# _run NAME CMD [ARGS]: runs CMD as a process group with errexit on. Sets _status (late: it took too long), _took_us and _output.
 _run() {
-  local begin job watch ended ignored
+  local begin job ended status number ignored
   _output=$SUITE_TMP/output.$((_passed + _failed))
   ! _in_guest || echo "check: $1" >/dev/kmsg
   shift
@@ -67,22 +68,26 @@ _run() {
     _status=2 _took_us=0
     return
   fi
+  # The outcome comes through a pipe, with a number, since a check that was left behind may end during a later one.
+  number=$((_passed + _failed)) _status=late
   set -m # a process group for the check
-  (trap - EXIT && set +m -euo pipefail && "$@") >"$_output" 2>&1 </dev/null &
+  (
+    trap - EXIT
+    set +m
+    (set -euo pipefail && "$@") >"$_output" 2>&1 </dev/null
+    echo "$number $?" >&"$_outcomes"
+  ) &
   job=$!
-  sleep "$CHECK_TIMEOUT_S" &
-  watch=$!
   set +m
-  wait -n -p ended "$job" "$watch"
-  _status=$?
-  if [ "$ended" = "$watch" ]; then
+  while read -r -t "$CHECK_TIMEOUT_S" -u "$_outcomes" ended status; do
+    [ "$ended" != "$number" ] || { _status=$status && break; }
+  done
+  if [ "$_status" = late ]; then
     ! _in_guest || echo w >/proc/sysrq-trigger # names the tasks that are stuck, in the kernel's log
     disown "$job"
     kill -KILL -- "-$job"
-    _status=124
   else
-    kill "$watch"
-    wait "$watch"
+    wait "$job"
   fi 2>/dev/null
   _took_us=$(($(_us) - begin))
   { echo "== ${*@Q}: exit code $_status" && cat "$_output"; } >>"$SUITE_OUT/checks.log"
@@ -107,7 +112,7 @@ check() {
   _run "$name" "$@"
   case $_status in
     0) _outcome ok "$name" ;;
-    124) _outcome FAILED "$name" "not done in $CHECK_TIMEOUT_S s" ;;
+    late) _outcome FAILED "$name" "not done in $CHECK_TIMEOUT_S s" ;;
     *) _outcome FAILED "$name" "exit code $_status" ;;
   esac
 }
@@ -118,7 +123,7 @@ refuse() {
   _run "$name" "$@"
   if [ "$_status" = 0 ]; then
     _outcome FAILED "$name" 'it was accepted'
-  elif [ "$_status" = 124 ]; then
+  elif [ "$_status" = late ]; then
     _outcome FAILED "$name" "neither accepted nor refused in $CHECK_TIMEOUT_S s"
   elif ! grep -qE -- "$pattern" "$_output"; then
     _outcome FAILED "$name" "refused (exit code $_status), but not with: $pattern"
@@ -178,6 +183,8 @@ _no_alarms() {
 
 _finish() {
   local status=$?
+  # Bash runs this also in a child that a signal reaches before it has become another program.
+  [ $BASHPID = $$ ] || exit "$status"
   trap - EXIT
   if [ "$status" != 0 ]; then
     _took_us=0 _output=/dev/null
