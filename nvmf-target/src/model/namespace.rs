@@ -148,6 +148,12 @@ impl NamespaceTable {
     }
 }
 
+impl FromIterator<Arc<Namespace>> for NamespaceTable {
+    fn from_iter<I: IntoIterator<Item = Arc<Namespace>>>(namespaces: I) -> Self {
+        Self::new(namespaces)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ use nvmf_io::timer::Timers;
 use nvmf_io::{BufPool, Ring};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::handle::{Patience, ShardConfig};
 use super::message::{Reply, ShardEvent};
 use super::spaces::{SpaceId, Spaces};
 use super::token::QueueKey;
@@ -41,6 +42,7 @@ pub(super) struct Context {
     pub(super) spaces: Spaces,
     /// Which line of counters is this shard's.
     pub(super) shard: usize,
+    pub(super) patience: Patience,
     /// When this turn began: when whatever it handles was received.
     pub(super) now: Instant,
     /// Changes from time to time, never 0: tells the controllers that there was traffic.
@@ -76,11 +78,10 @@ const FINISHED_CAPACITY: usize = 1024;
 
 impl Context {
     pub(super) fn new(
+        config: &ShardConfig,
         ring: Ring,
         pool: BufPool,
         lent: Lent,
-        shard: usize,
-        queue_share_bytes: u64,
         events: UnboundedSender<ShardEvent>,
     ) -> Self {
         Self {
@@ -88,10 +89,12 @@ impl Context {
             pool,
             lent,
             spaces: Spaces::default(),
-            shard,
+            shard: config.index,
+            patience: config.patience,
             now: Instant::now(),
             tick: 1,
-            queue_share_bytes,
+            // One host that does not read must leave something for the others.
+            queue_share_bytes: config.buffer_bytes as u64 / 2,
             dirty: Vec::new(),
             ready: VecDeque::new(),
             starving: VecDeque::new(),

@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use nvme_proto::tcp::TERMINATION_TIMEOUT_MS;
 use nvmf_io::mailbox::{self, Sender};
 use nvmf_io::{BufPool, PoolConfig, Ring, RingConfig, RingError, cpu};
 use tokio::sync::mpsc::UnboundedSender;
@@ -13,6 +14,28 @@ use super::context::Context;
 use super::message::{ShardEvent, ShardMessage};
 use super::run::Shard;
 use crate::backend::Lent;
+
+/// How long a shard waits for hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// For a host to close after it was sent a termination request.
+    pub termination: Duration,
+    /// For a host to take the last responses of a queue that ends in good order. Hosts that go have stopped reading: no more
+    /// than a moment.
+    pub drain: Duration,
+    /// For a host to go on with its transfers, when it holds buffers that others wait for.
+    pub stall: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            termination: Duration::from_millis(TERMINATION_TIMEOUT_MS),
+            drain: Duration::from_secs(1),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
 
 /// What a shard is started with.
 #[derive(Debug, Clone)]
@@ -25,6 +48,8 @@ pub struct ShardConfig {
     pub busy_poll: Duration,
     /// Most memory for data buffers. Address space is taken as it is needed.
     pub buffer_bytes: usize,
+    /// How long it waits for hosts.
+    pub patience: Patience,
     /// The ring. Its buffers for receiving are shared by all connections of the shard.
     pub ring: RingConfig,
 }
@@ -37,6 +62,7 @@ impl ShardConfig {
             core: None,
             busy_poll: Duration::ZERO,
             buffer_bytes: PoolConfig::default().max_bytes,
+            patience: Patience::default(),
             ring: RingConfig::default(),
         }
     }
@@ -177,14 +203,5 @@ fn prepare(
     });
     ring.register_pool(&pool);
     let lent = Lent::new(&pool).ok_or(ShardError::Memory { index })?;
-    // One host that does not read must leave something for the others.
-    let queue_share_bytes = config.buffer_bytes as u64 / 2;
-    Ok(Context::new(
-        ring,
-        pool,
-        lent,
-        index,
-        queue_share_bytes,
-        events,
-    ))
+    Ok(Context::new(config, ring, pool, lent, events))
 }

@@ -9,11 +9,10 @@
 //! Whatever way it takes, commands that the backing has run to their end first: a queue that is gone can no longer reach
 //! storage, which is what fences an association from its successor.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nvme_proto::queue::SlotId;
 use nvme_proto::queue::controller::AbortOutcome;
-use nvme_proto::tcp::TERMINATION_TIMEOUT_MS;
 use nvme_proto::violation::Violation;
 use nvme_proto::wire::{Cid, Status};
 
@@ -22,13 +21,6 @@ use super::message::{CloseReason, Reply, ShardEvent};
 use super::queue::Queue;
 use super::slot::Phase;
 use super::token::Purpose;
-
-/// A queue that ends in good order waits so long for the host to take the last responses. Hosts that go have stopped reading: no more than a moment.
-const DRAIN_LIMIT: Duration = Duration::from_secs(1);
-
-/// A host that neither takes what it is sent nor sends what it was asked for is given up after this time, when others wait for the buffers it
-/// holds.
-pub(super) const STALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// State of a queue, see the module's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +68,7 @@ impl Queue {
                 self.ending.reason = Some(reason);
                 self.rx.discard();
                 self.arm(cx);
-                cx.timers.set(self.key, cx.now + DRAIN_LIMIT);
+                cx.timers.set(self.key, cx.now + cx.patience.drain);
                 // Sending, be it nothing, leads on.
                 self.mark_dirty(cx);
             }
@@ -106,10 +98,7 @@ impl Queue {
         self.ending.reason = Some(reason);
         self.rx.discard();
         self.end_commands(cx);
-        cx.timers.set(
-            self.key,
-            cx.now + Duration::from_millis(TERMINATION_TIMEOUT_MS),
-        );
+        cx.timers.set(self.key, cx.now + cx.patience.termination);
         self.mark_dirty(cx);
     }
 
@@ -194,7 +183,10 @@ impl Queue {
         let waits_for_host =
             !self.tx.is_idle() || self.slots.busy().any(|(_, slot)| slot.phase == Phase::Data);
         let idle = cx.now.saturating_duration_since(self.ending.progress);
-        if self.buffer_bytes > 0 && waits_for_host && idle >= STALL_LIMIT && self.life == Life::Live
+        if self.buffer_bytes > 0
+            && waits_for_host
+            && idle >= cx.patience.stall
+            && self.life == Life::Live
         {
             tracing::warn!(host = %self.controller.host_nqn, queue = %self.qid,
                 "the host does not go on with its transfers, and others wait for the buffers; closed");

@@ -26,7 +26,7 @@ mod spaces;
 mod token;
 mod transmit;
 
-pub use handle::{ShardConfig, ShardError, ShardGone, ShardHandle};
+pub use handle::{Patience, ShardConfig, ShardError, ShardGone, ShardHandle};
 pub use message::{
     Adopt, CloseReason, QueueStats, Reply, Scope, ShardEvent, ShardMessage, ShardStats,
 };

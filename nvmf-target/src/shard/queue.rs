@@ -12,7 +12,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nvme_proto::queue::{QueueLimits, SlotId, Transfer};
 use nvme_proto::tcp::ControllerConn;
@@ -30,8 +29,8 @@ use super::transmit::Tx;
 use crate::backend::{DataNeeds, Next, Plan, Task, Work, plan};
 use crate::model::ControllerShared;
 
-/// How often it is looked whether a host holds buffers without going on, while others wait for them.
-pub(super) const STALL_CHECK: Duration = Duration::from_secs(1);
+/// How often it is looked for hosts that hold buffers without going on, in the time that they are given.
+pub(super) const STALL_CHECKS: u32 = 8;
 
 /// An I/O queue.
 pub(super) struct Queue {
@@ -247,7 +246,8 @@ impl Queue {
         if !self.is_starving {
             self.is_starving = true;
             cx.starving.push_back(self.key);
-            cx.stall_check.get_or_insert(cx.now + STALL_CHECK);
+            cx.stall_check
+                .get_or_insert(cx.now + cx.patience.stall / STALL_CHECKS);
         }
     }
 

@@ -12,7 +12,7 @@ use nvmf_io::{Completion, Wait};
 
 use super::context::Context;
 use super::message::{Reply, Scope, ShardMessage};
-use super::queue::{Queue, STALL_CHECK};
+use super::queue::{Queue, STALL_CHECKS};
 use super::token::{Purpose, QueueKey};
 use crate::model::ControllerKey;
 
@@ -212,7 +212,8 @@ impl Shard {
             self.with(key, |queue, cx| queue.timed_out(cx));
         }
         if self.cx.stall_check.is_some_and(|at| at <= now) {
-            self.cx.stall_check = (!self.cx.starving.is_empty()).then_some(now + STALL_CHECK);
+            self.cx.stall_check = (!self.cx.starving.is_empty())
+                .then_some(now + self.cx.patience.stall / STALL_CHECKS);
             for key in self.keys() {
                 self.with(key, |queue, cx| queue.check_stall(cx));
             }

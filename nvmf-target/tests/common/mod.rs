@@ -6,7 +6,9 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 pub mod host;
+pub mod mount;
 pub mod rig;
 
 pub use host::{Done, TestHost};
+pub use mount::Mount;
 pub use rig::{ConnectOptions, Rig, namespace, namespace_on};

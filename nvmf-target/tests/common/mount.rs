@@ -1,0 +1,125 @@
+//! File systems of their own for tests: full, frozen, small. They need root.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+/// A mounted file system, unmounted when dropped.
+pub struct Mount {
+    dir: TempDir,
+    frozen: bool,
+}
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Whether this process may mount. Without that a test passes without having tested, except in CI, where it fails.
+fn may_mount(test: &str) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "{test} needs root, and CI may not skip it"
+    );
+    eprintln!("{test}: skipped, mounting needs root");
+    false
+}
+
+impl Mount {
+    /// A file system in memory of this size; `None` when this process may not mount.
+    pub fn tmpfs(test: &str, size_bytes: u64) -> Option<Self> {
+        may_mount(test).then(|| {
+            let this = Self::empty();
+            run(
+                "mount",
+                &[
+                    "-t",
+                    "tmpfs",
+                    "-o",
+                    &format!("size={size_bytes}"),
+                    "tmpfs",
+                    &this.point(),
+                ],
+            );
+            this
+        })
+    }
+
+    /// An ext4 of this size on a loop device, which commits its journal only when it is asked to; `None` when this process
+    /// may not mount.
+    pub fn ext4(test: &str, size_bytes: u64) -> Option<Self> {
+        may_mount(test).then(|| {
+            let this = Self::empty();
+            std::fs::File::create(this.image())
+                .unwrap()
+                .set_len(size_bytes)
+                .unwrap();
+            run("mkfs.ext4", &["-q", &this.image()]);
+            this.mount_image()
+        })
+    }
+
+    /// The file system as it would come up after a power cut now: a copy of its device, mounted.
+    pub fn copy(&self) -> Self {
+        let copy = Self::empty();
+        std::fs::copy(self.image(), copy.image()).unwrap();
+        copy.mount_image()
+    }
+
+    fn empty() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("mnt")).unwrap();
+        Self { dir, frozen: false }
+    }
+
+    fn mount_image(self) -> Self {
+        run(
+            "mount",
+            &["-o", "loop,commit=3600", &self.image(), &self.point()],
+        );
+        self
+    }
+
+    fn image(&self) -> String {
+        self.dir.path().join("image").to_str().unwrap().into()
+    }
+
+    fn point(&self) -> String {
+        self.dir.path().join("mnt").to_str().unwrap().into()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("mnt").join(name)
+    }
+
+    /// From here on writes wait in the kernel, and nothing can cancel them.
+    pub fn freeze(&mut self) {
+        run("fsfreeze", &["-f", &self.point()]);
+        self.frozen = true;
+    }
+
+    pub fn thaw(&mut self) {
+        if std::mem::take(&mut self.frozen) {
+            run("fsfreeze", &["-u", &self.point()]);
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.thaw();
+        // Lazily: a failing test may leave files open.
+        run("umount", &["-l", &self.point()]);
+    }
+}
