@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 
 use crate::cli::JobSpec;
-use crate::engine::{Engine, FileEngine, is_remote};
+use crate::engine::{Engine, FileEngine, NvmfEngine, is_remote};
 use crate::stats::JobStats;
 use crate::units::{show_bytes, show_count};
 use crate::worker::{Shared, Worker};
@@ -88,13 +88,9 @@ fn one_thread(spec: &JobSpec, shared: &Shared, ready: &Barrier, thread: u64) -> 
         Ok(what)
     });
     match opened {
-        Ok(what) if is_remote(what) => drive(
-            Err::<FileEngine, _>(anyhow!("this build has no initiator yet")),
-            spec,
-            shared,
-            ready,
-            thread,
-        ),
+        Ok(what) if is_remote(what) => {
+            drive(NvmfEngine::open(what, spec), spec, shared, ready, thread)
+        }
         Ok(what) => drive(FileEngine::open(what, spec), spec, shared, ready, thread),
         Err(error) => {
             ready.wait();

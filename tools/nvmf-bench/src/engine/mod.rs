@@ -4,6 +4,7 @@
 //! nothing per I/O.
 
 mod file;
+mod nvmf;
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use anyhow::Result;
 use nvmf_io::Buf;
 
 pub use file::FileEngine;
+pub use nvmf::NvmfEngine;
 
 /// One I/O that is done.
 #[derive(Debug)]
