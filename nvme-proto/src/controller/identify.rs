@@ -3,6 +3,7 @@
 use super::error_log;
 use super::events;
 use super::fault::Fault;
+use super::io::MAX_WRITE_ZEROES_BYTES;
 use super::keep_alive::KAS;
 use super::view::{NamespaceInfo, SubsystemView};
 use super::{ControllerInit, ControllerKind, Transport};
@@ -76,7 +77,7 @@ pub(super) fn identify(
         }
         Cns::CSI_CONTROLLER => {
             nvm_only()?;
-            put(nvm_controller(init).as_bytes());
+            put(nvm_controller().as_bytes());
         }
         Cns::IO_COMMAND_SETS => {
             if command.cntid != Cntlid::DYNAMIC && command.cntid != init.cntlid {
@@ -173,7 +174,11 @@ fn io_controller(init: &ControllerInit, view: &dyn SubsystemView) -> IdentifyCon
         | Oncs::SAVE_AND_SELECT
         | Oncs::VERIFY;
     id.oncs = U16::new(oncs.bits());
-    id.vwc = (Vwc::PRESENT | Vwc::FLUSH_ALL_SUPPORTED).bits();
+    let flush_all = match limits.flush_all {
+        true => Vwc::FLUSH_ALL_SUPPORTED,
+        false => Vwc::FLUSH_ALL_UNSUPPORTED,
+    };
+    id.vwc = (Vwc::PRESENT | flush_all).bits();
     // AWUN, AWUPF and ACWU stay 0 (one block), FUSES 0 (no fused operations), ICDOFF 0.
     id.ioccsz = U32::new((64 + limits.in_capsule_bytes) / 16);
     id.iorcsz = U32::new(1);
@@ -182,9 +187,9 @@ fn io_controller(init: &ControllerInit, view: &dyn SubsystemView) -> IdentifyCon
     id
 }
 
-fn nvm_controller(init: &ControllerInit) -> NvmIdentifyController {
+fn nvm_controller() -> NvmIdentifyController {
     let mut id = NvmIdentifyController::zeroed();
-    id.wzsl = log2_pages(init.limits.max_write_zeroes_bytes);
+    id.wzsl = log2_pages(MAX_WRITE_ZEROES_BYTES);
     id
 }
 

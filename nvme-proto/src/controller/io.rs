@@ -7,6 +7,10 @@ use crate::wire::nvm::{BlockRange, DatasetManagement, DsmRange, RwDword12};
 use crate::wire::{FabricsType, Fuse, IoOpcode, Lba, Nsid, Psdt, Sqe};
 use zerocopy::FromBytes;
 
+/// The most that one Write Zeroes covers (WZSL): all that NLB can name with blocks of 512 bytes. Larger
+/// blocks could name gigabytes, which a backing may have to write.
+pub const MAX_WRITE_ZEROES_BYTES: u32 = 32 << 20;
+
 /// What the checks need to know of a namespace and of the controller that serves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamespaceLimits {
@@ -18,8 +22,6 @@ pub struct NamespaceLimits {
     pub read_only: bool,
     /// The longest transfer in bytes (MDTS).
     pub max_transfer_bytes: u32,
-    /// The most that one Write Zeroes covers, in bytes (WZSL); 0 for no limit beyond NLB.
-    pub max_write_zeroes_bytes: u32,
 }
 
 impl NamespaceLimits {
@@ -152,8 +154,8 @@ fn validate_range(sqe: &Sqe, namespace: &NamespaceLimits) -> Result<IoCommand, F
         }
         IoOpcode::WRITE_ZEROES => {
             expect_bytes(sqe, 0)?;
-            let limit = namespace.max_write_zeroes_bytes;
-            if limit != 0 && bytes > limit.into() {
+            let limit = MAX_WRITE_ZEROES_BYTES;
+            if bytes > limit.into() {
                 return Err(Fault::WriteZeroesTooLong { bytes, limit });
             }
             Ok(IoCommand::WriteZeroes {

@@ -25,7 +25,7 @@ pub use connect::ConnectRequest;
 pub use error_log::ErrorRecord;
 pub use events::EventCompletion;
 pub use fault::Fault;
-pub use io::{IoCommand, NamespaceLimits, dsm_ranges, validate_io};
+pub use io::{IoCommand, MAX_WRITE_ZEROES_BYTES, NamespaceLimits, dsm_ranges, validate_io};
 pub use keep_alive::KeepAliveState;
 pub use view::{
     DiscoveryRecords, NamespaceInfo, PreferredIo, SmartCounters, SubsystemInfo, SubsystemView,
@@ -77,9 +77,8 @@ pub struct ControllerLimits {
     pub max_transfer_bytes: u32,
     /// Data in the capsule of an I/O command, in bytes; a multiple of 16.
     pub in_capsule_bytes: u32,
-    /// The most that one Write Zeroes covers, in bytes; a power of two of at least two 4 KiB pages, or 0
-    /// for no limit.
-    pub max_write_zeroes_bytes: u32,
+    /// Whether Flush with NSID FFFFFFFFh flushes all namespaces (VWC says so).
+    pub flush_all: bool,
     /// How long a reset can take, in milliseconds (CAP.TO and CRTO).
     pub ready_timeout_ms: u32,
 }
@@ -91,8 +90,7 @@ impl Default for ControllerLimits {
             max_io_queues: 128,
             max_transfer_bytes: 1 << 20,
             in_capsule_bytes: 16 << 10,
-            // All that NLB can name with blocks of 512 bytes.
-            max_write_zeroes_bytes: 32 << 20,
+            flush_all: false,
             // Draining waits for the slowest command at the backing.
             ready_timeout_ms: 30_000,
         }

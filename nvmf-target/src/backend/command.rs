@@ -1,19 +1,15 @@
-//! From a submission queue entry to what shall be done: every check on an I/O command that needs no I/O.
+//! From a submission queue entry to what shall be done. `nvme-proto` checks the command; here its blocks become bytes.
 //!
 //! A [`Plan`] that comes out is within the namespace and within the limits, so that what executes it checks nothing again. It is only valid for
 //! the namespace it was made for.
 
-use nvme_proto::wire::{Fuse, IoOpcode, Lba, Psdt, Sqe, Status};
+use nvme_proto::controller::{IoCommand, NamespaceLimits, validate_io};
+use nvme_proto::wire::nvm::BlockRange;
+use nvme_proto::wire::{Lba, Sqe, Status};
 use nvmf_io::Buf;
 
 use crate::model::{Geometry, IoClass, Namespace};
 
-/// Bit 30 of command dword 12: Force Unit Access.
-const FUA: u32 = 1 << 30;
-/// Bit 25 of command dword 12 of Write Zeroes: the blocks may be deallocated.
-const DEAC: u32 = 1 << 25;
-/// Bit 2 of command dword 11 of Dataset Management: deallocate the ranges.
-const DSM_AD: u32 = 1 << 2;
 /// Size of one range of Dataset Management.
 const DSM_RANGE_BYTES: u32 = 16;
 
@@ -98,130 +94,79 @@ pub struct Plan {
     pub counted_bytes: u64,
 }
 
-/// The blocks that SLBA and NLB of a command name, as bytes.
-struct Extent {
-    offset_bytes: u64,
-    len_bytes: u64,
-}
-
-impl Extent {
-    /// Of Read, Write, Compare, Write Zeroes and Verify, which lay them out alike. The blocks must lie in the namespace.
-    fn of(sqe: &Sqe, geometry: &Geometry) -> Result<Self, Status> {
-        let start = Lba(sqe.cdw10_11());
-        // NLB is 0's based.
-        let blocks = u64::from(sqe.cdw12.get() & 0xffff) + 1;
-        match geometry.offset_bytes(start, blocks) {
-            Some(offset_bytes) => Ok(Self {
-                offset_bytes,
-                len_bytes: blocks << geometry.block_shift(),
-            }),
-            None => Err(Status::LBA_OUT_OF_RANGE.dnr()),
-        }
-    }
-
-    /// The length of a command that moves its blocks: bounded by the maximum data transfer size.
-    fn transfer_bytes(&self, max_transfer_bytes: u32) -> Result<u32, Status> {
-        match u32::try_from(self.len_bytes) {
-            Ok(len) if len <= max_transfer_bytes => Ok(len),
-            _ => Err(Status::INVALID_FIELD.dnr()),
-        }
-    }
-}
-
 /// Checks `sqe`, an I/O command to `namespace`, and says what to do. Fabrics commands are not for here.
 pub fn plan(sqe: &Sqe, namespace: &Namespace, max_transfer_bytes: u32) -> Result<Plan, Status> {
-    check_common(sqe)?;
     let geometry = &namespace.geometry;
-    let writable = || match namespace.read_only {
-        true => Err(Status::NAMESPACE_WRITE_PROTECTED.dnr()),
-        false => Ok(()),
+    let limits = NamespaceLimits {
+        block_shift: geometry.block_shift(),
+        blocks: geometry.blocks(),
+        read_only: namespace.read_only,
+        max_transfer_bytes,
     };
-    let fua = sqe.cdw12.get() & FUA != 0;
-    let (op, data, class, counted_bytes) = match sqe.opcode {
-        IoOpcode::READ => {
-            let extent = Extent::of(sqe, geometry)?;
-            let len_bytes = extent.transfer_bytes(max_transfer_bytes)?;
+    let command = validate_io(sqe, Some(&limits)).map_err(|fault| fault.status())?;
+    // Within the namespace, whose size in bytes has 64 bits.
+    let offset = |range: BlockRange| range.slba.0 << geometry.block_shift();
+    let length = |range: BlockRange| u64::from(range.blocks) << geometry.block_shift();
+    // What moves data is within the maximum data transfer size, which has 32 bits.
+    let moved = |range: BlockRange| length(range) as u32;
+    let (op, data, class, counted_bytes) = match command {
+        IoCommand::Read { range, .. } => {
             let op = BackendOp::Read {
-                offset_bytes: extent.offset_bytes,
-                len_bytes,
+                offset_bytes: offset(range),
+                len_bytes: moved(range),
             };
-            (
-                op,
-                DataNeeds::ToHost(len_bytes),
-                IoClass::Read,
-                extent.len_bytes,
-            )
+            let data = DataNeeds::ToHost(moved(range));
+            (op, data, IoClass::Read, length(range))
         }
-        IoOpcode::WRITE => {
-            writable()?;
-            let extent = Extent::of(sqe, geometry)?;
-            let len_bytes = extent.transfer_bytes(max_transfer_bytes)?;
+        IoCommand::Write { range, fua } => {
             let op = BackendOp::Write {
-                offset_bytes: extent.offset_bytes,
-                len_bytes,
+                offset_bytes: offset(range),
+                len_bytes: moved(range),
                 fua,
             };
-            (
-                op,
-                DataNeeds::FromHost(len_bytes),
-                IoClass::Write,
-                extent.len_bytes,
-            )
+            let data = DataNeeds::FromHost(moved(range));
+            (op, data, IoClass::Write, length(range))
         }
-        IoOpcode::COMPARE => {
-            let extent = Extent::of(sqe, geometry)?;
-            let len_bytes = extent.transfer_bytes(max_transfer_bytes)?;
+        IoCommand::Compare { range, .. } => {
             let op = BackendOp::Compare {
-                offset_bytes: extent.offset_bytes,
-                len_bytes,
+                offset_bytes: offset(range),
+                len_bytes: moved(range),
             };
-            (
-                op,
-                DataNeeds::FromHost(len_bytes),
-                IoClass::Read,
-                extent.len_bytes,
-            )
+            let data = DataNeeds::FromHost(moved(range));
+            (op, data, IoClass::Read, length(range))
         }
-        IoOpcode::FLUSH => (BackendOp::Flush, DataNeeds::None, IoClass::Flush, 0),
-        IoOpcode::WRITE_ZEROES => {
-            writable()?;
-            let Extent {
-                offset_bytes,
-                len_bytes,
-            } = Extent::of(sqe, geometry)?;
-            let deallocate = sqe.cdw12.get() & DEAC != 0;
+        IoCommand::WriteZeroes {
+            range,
+            deallocate,
+            fua,
+        } => {
             let op = BackendOp::WriteZeroes {
-                offset_bytes,
-                len_bytes,
+                offset_bytes: offset(range),
+                len_bytes: length(range),
                 deallocate,
                 fua,
             };
-            (op, DataNeeds::None, IoClass::Write, len_bytes)
+            (op, DataNeeds::None, IoClass::Write, length(range))
         }
-        IoOpcode::VERIFY => {
-            let Extent {
-                offset_bytes,
-                len_bytes,
-            } = Extent::of(sqe, geometry)?;
+        IoCommand::Verify { range, .. } => {
             let op = BackendOp::Verify {
-                offset_bytes,
-                len_bytes,
+                offset_bytes: offset(range),
+                len_bytes: length(range),
             };
-            (op, DataNeeds::None, IoClass::Read, len_bytes)
+            (op, DataNeeds::None, IoClass::Read, length(range))
         }
-        IoOpcode::DATASET_MANAGEMENT => {
-            // NR is 0's based.
-            let ranges = (sqe.cdw10.get() & 0xff) as u16 + 1;
-            let op = if sqe.cdw11.get() & DSM_AD != 0 {
-                writable()?;
-                BackendOp::Deallocate { ranges }
-            } else {
-                BackendOp::Nothing
-            };
-            let data = DataNeeds::FromHostAtLeast(u32::from(ranges) * DSM_RANGE_BYTES);
-            (op, data, IoClass::Other, 0)
+        IoCommand::Deallocate { ranges } => {
+            let op = BackendOp::Deallocate { ranges };
+            (op, DataNeeds::of_ranges(ranges), IoClass::Other, 0)
         }
-        _ => return Err(Status::INVALID_OPCODE.dnr()),
+        IoCommand::DatasetHint { ranges } => {
+            let data = DataNeeds::of_ranges(ranges);
+            (BackendOp::Nothing, data, IoClass::Other, 0)
+        }
+        IoCommand::Flush => (BackendOp::Flush, DataNeeds::None, IoClass::Flush, 0),
+        // Identify Controller (VWC) says that a flush is of one namespace.
+        IoCommand::FlushAll => return Err(Status::INVALID_NAMESPACE.dnr()),
+        IoCommand::Disconnect => return Err(Status::INVALID_OPCODE.dnr()),
     };
     Ok(Plan {
         op,
@@ -231,20 +176,11 @@ pub fn plan(sqe: &Sqe, namespace: &Namespace, max_transfer_bytes: u32) -> Result
     })
 }
 
-/// What holds for every I/O command.
-fn check_common(sqe: &Sqe) -> Result<(), Status> {
-    // Fused operations are not offered (FUSES is 0).
-    if sqe.fuse() != Fuse::Normal {
-        return Err(Status::INVALID_FIELD.dnr());
-    }
-    // Fabrics describe data by SGLs only.
-    if sqe.psdt() != Psdt::Sgl {
-        return Err(Status::INVALID_FIELD.dnr());
-    }
-    Ok(())
-}
-
 impl DataNeeds {
+    fn of_ranges(ranges: u16) -> Self {
+        Self::FromHostAtLeast(u32::from(ranges) * DSM_RANGE_BYTES)
+    }
+
     /// Whether the transfer that the SGL describes is the one that the command implies: `from_host` and `to_host` are its lengths in bytes, one of them or
     /// both 0.
     pub fn check(self, from_host: u32, to_host: u32) -> Result<(), Status> {

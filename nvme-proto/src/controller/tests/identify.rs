@@ -44,7 +44,11 @@ fn controller_structure() {
         "Compare, DSM, Write Zeroes, Save/Select, Verify"
     );
     assert_eq!(id.fuses.get(), 0, "Compare alone, not Compare and Write");
-    assert_eq!((id.vwc, id.fna), (0b111, 0));
+    assert_eq!(
+        (id.vwc, id.fna),
+        (0b101, 0),
+        "a cache; Flush of one namespace at a time"
+    );
     assert_eq!((id.awun.get(), id.awupf.get(), id.acwu.get()), (0, 0, 0));
     assert_eq!(id.sgls.get(), 1 | 1 << 20 | 1 << 21);
     assert_eq!(
@@ -61,6 +65,49 @@ fn controller_structure() {
         (id.vid.get(), id.oacs.get(), id.npss, id.dctype),
         (0, 0, 0, 0)
     );
+}
+
+/// Fields that no test names say "none": nothing is claimed by accident.
+#[test]
+fn everything_else_of_the_controller_structure_is_zero() {
+    let mut host = Host::io();
+    let mut id: IdentifyController = host.identify(Cns::CONTROLLER, 0);
+    (id.sn, id.mn, id.fr) = (Ascii([0; 20]), Ascii([0; 40]), Ascii([0; 8]));
+    (id.cmic, id.mdts, id.cntrltype, id.acl, id.aerl) = (0, 0, 0, 0, 0);
+    (id.frmw, id.lpa, id.elpe, id.sqes, id.cqes, id.vwc, id.msdbd) = (0, 0, 0, 0, 0, 0, 0);
+    id.subnqn = [0; 256];
+    for field in [
+        &mut id.cntlid,
+        &mut id.kas,
+        &mut id.maxcmd,
+        &mut id.oncs,
+        &mut id.ofcs,
+    ] {
+        field.set(0);
+    }
+    for field in [
+        &mut id.ver,
+        &mut id.oaes,
+        &mut id.ctratt,
+        &mut id.nn,
+        &mut id.mnan,
+        &mut id.sgls,
+        &mut id.ioccsz,
+        &mut id.iorcsz,
+    ] {
+        field.set(0);
+    }
+    assert!(zerocopy::IntoBytes::as_bytes(&id).iter().all(|&b| b == 0));
+}
+
+#[test]
+fn flush_of_all_namespaces_is_claimed_where_the_target_does_it() {
+    let mut init = init(ControllerKind::Io);
+    init.limits.flush_all = true;
+    let mut host = Host::with(init);
+    host.set_cc(ENABLED);
+    let id: IdentifyController = host.identify(Cns::CONTROLLER, 0);
+    assert_eq!(id.vwc, 0b111);
 }
 
 #[test]

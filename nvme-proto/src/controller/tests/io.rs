@@ -13,7 +13,6 @@ const LIMITS: NamespaceLimits = NamespaceLimits {
     blocks: 10_000,
     read_only: false,
     max_transfer_bytes: 1 << 20,
-    max_write_zeroes_bytes: 2 << 20,
 };
 
 fn range(slba: u64, blocks: u32) -> BlockRange {
@@ -154,17 +153,17 @@ fn transfers_are_bounded_by_mdts_and_wzsl() {
             "{opcode}"
         );
     }
-    assert!(validate(&command(IoOpcode::WRITE_ZEROES, 0, 4096)).is_ok());
-    assert_eq!(
-        refused(&command(IoOpcode::WRITE_ZEROES, 0, 4097)),
-        Status::INVALID_FIELD
-    );
-    let unlimited = NamespaceLimits {
-        max_write_zeroes_bytes: 0,
+    let large = NamespaceLimits {
+        block_shift: 12,
         blocks: 1 << 20,
         ..LIMITS
     };
-    assert!(validate_io(&command(IoOpcode::WRITE_ZEROES, 0, 65536), Some(&unlimited)).is_ok());
+    let zero = |blocks| validate_io(&command(IoOpcode::WRITE_ZEROES, 0, blocks), Some(&large));
+    assert!(zero(8192).is_ok());
+    assert_eq!(
+        zero(8193).unwrap_err().status(),
+        Status::INVALID_FIELD.dnr()
+    );
     assert!(
         validate(&command(IoOpcode::VERIFY, 0, 10_000)).is_ok(),
         "VSL is 0: no limit"

@@ -73,6 +73,12 @@ fn zero_is_no_timer_for_io_controllers() {
         host.controller.keep_alive(u64::MAX, false),
         KeepAliveState::Off
     );
+    host.set_cc(ENABLED);
+    assert_eq!(
+        host.send(keep_alive_sqe()),
+        AdminAction::SUCCESS,
+        "harmless all the same"
+    );
 }
 
 #[test]

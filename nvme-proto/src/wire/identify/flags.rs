@@ -124,6 +124,8 @@ bitflags::bitflags! {
     pub struct Vwc: u8 {
         /// A volatile write cache is present.
         const PRESENT = 1 << 0;
+        /// Bits 2:1 = 10b: Flush with NSID FFFFFFFFh is not supported.
+        const FLUSH_ALL_UNSUPPORTED = 0b10 << 1;
         /// Bits 2:1 = 11b: Flush with NSID FFFFFFFFh is supported.
         const FLUSH_ALL_SUPPORTED = 0b11 << 1;
     }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use nvme_proto::wire::{Nsid, Opcode};
+use nvme_proto::wire::nvm::{DatasetManagement, DsmDword11};
+use nvme_proto::wire::{IoOpcode, Nsid, Opcode, SglDescriptor};
 use zerocopy::little_endian::U32;
 
 use super::*;
@@ -10,6 +11,10 @@ use crate::backend::{Backing, BackingOptions, BackingSpec};
 use crate::model::{IoCounters, NamespaceIds};
 
 const MDTS_BYTES: u32 = 1 << 20;
+/// Bit 30 of dword 12: Force Unit Access.
+const FUA: u32 = 1 << 30;
+/// Bit 25 of dword 12 of Write Zeroes: deallocate.
+const DEAC: u32 = 1 << 25;
 
 /// 1000 blocks of 512 bytes.
 fn namespace(read_only: bool) -> Namespace {
@@ -32,10 +37,21 @@ fn namespace(read_only: bool) -> Namespace {
 }
 
 fn io(opcode: Opcode, slba: u64, nlb: u32) -> Sqe {
+    let moves = [IoOpcode::READ, IoOpcode::WRITE, IoOpcode::COMPARE].contains(&opcode);
+    let bytes = if moves { ((nlb & 0xffff) + 1) * 512 } else { 0 };
     let mut sqe = Sqe::new(opcode);
+    sqe.nsid = U32::new(1);
+    sqe.dptr = SglDescriptor::transport(bytes);
     sqe.set_cdw10_11(slba);
     sqe.cdw12 = U32::new(nlb);
     sqe
+}
+
+/// Dataset Management of `ranges` ranges with the room that they need.
+fn dsm(ranges: u16, deallocate: bool) -> Sqe {
+    let attributes = DsmDword11::default().with_ad(deallocate);
+    let command = DatasetManagement { ranges, attributes };
+    command.to_sqe(Nsid(1)).unwrap()
 }
 
 fn planned(sqe: &Sqe) -> Result<BackendOp, Status> {
@@ -124,12 +140,10 @@ fn transfers_above_mdts_are_refused_but_not_what_transfers_nothing() {
 
 #[test]
 fn a_read_only_namespace_is_never_written() {
-    let mut deallocate = Sqe::new(IoOpcode::DATASET_MANAGEMENT);
-    deallocate.cdw11 = U32::new(DSM_AD);
     for sqe in [
         io(IoOpcode::WRITE, 0, 0),
         io(IoOpcode::WRITE_ZEROES, 0, 0),
-        deallocate,
+        dsm(1, true),
     ] {
         let refused = plan(&sqe, &namespace(true), MDTS_BYTES);
         assert_eq!(
@@ -203,15 +217,12 @@ fn dataset_management_ranges() {
         Err(Status::LBA_OUT_OF_RANGE.dnr())
     );
 
-    let mut sqe = Sqe::new(IoOpcode::DATASET_MANAGEMENT);
-    sqe.cdw10 = U32::new(0xff);
     assert_eq!(
-        planned(&sqe),
+        planned(&dsm(256, false)),
         Ok(BackendOp::Nothing),
         "hints alone do nothing"
     );
-    sqe.cdw11 = U32::new(DSM_AD);
-    let plan = plan(&sqe, &namespace(false), MDTS_BYTES).unwrap();
+    let plan = plan(&dsm(256, true), &namespace(false), MDTS_BYTES).unwrap();
     assert_eq!(plan.op, BackendOp::Deallocate { ranges: 256 });
     assert_eq!(plan.data, DataNeeds::FromHostAtLeast(4096));
 }
