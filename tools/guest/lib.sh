@@ -11,9 +11,9 @@
 #   on_failure FILE...                further logs whose ends are shown when a check fails
 #
 # Each check prints one line with its time. A check that fails prints its output, the ends of the logs and what the kernel
-# logged meanwhile, and makes the suite fail. A check that takes longer than CHECK_TIMEOUT_S (60) fails and is left behind, so
-# that a process that nothing can kill holds up nothing but itself. A check is a process of its own: a variable set in it is
-# gone afterwards.
+# logged meanwhile, and makes the suite fail. A check that takes longer than CHECK_TIMEOUT_S (60; 180 in QEMU) fails and is left
+# behind, so that a process that nothing can kill holds up nothing but itself. A check is a process of its own: a variable
+# set in it is gone afterwards.
 #
 # GUEST_KIND    uml, qemu or host
 # SUITE_OUT     where the output of all checks (checks.log), the daemons' logs and the kernel's (dmesg.log) are kept; in a
@@ -24,6 +24,7 @@
 # nvmet.sh, sourced below, sets up the kernel's target and finds devices.
 
 : "${NVMF_SOAK:=1}" "${CHECK_TIMEOUT_S:=$((60 * NVMF_SOAK))}"
+[ "$GUEST_KIND" != qemu ] || CHECK_TIMEOUT_S=$((3 * CHECK_TIMEOUT_S)) # emulation is slow, and slower on a busy machine
 # Lines of the kernel's log that fail a suite, and (empty: none) those of them that a suite expects.
 KERNEL_ALARMS='BUG:|Oops|general protection fault|WARNING: CPU|blocked for more than|soft lockup|rcu.*stall|Kernel panic'
 KERNEL_ALARMS_EXPECTED=''
