@@ -92,6 +92,7 @@ struct RawLimits {
     r2t_window: Option<Spanned<ByteSize>>,
     connections: Option<Spanned<u64>>,
     buffers: Option<Spanned<ByteSize>>,
+    handshake_ms: Option<Spanned<u64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -290,6 +291,12 @@ impl RawLimits {
             problems,
         );
         let buffers = ranged_size("buffers", self.buffers, &limits::BUFFER_BYTES, 1, problems);
+        let handshake = ranged(
+            "handshake-ms",
+            self.handshake_ms,
+            &limits::HANDSHAKE_MS,
+            problems,
+        );
         Limits {
             queue_depth: or(depth, d.queue_depth.into()) as u16,
             io_queues: or(queues, d.io_queues.into()) as u16,
@@ -298,6 +305,7 @@ impl RawLimits {
             r2t_window_bytes: or(window, d.r2t_window_bytes.into()) as u32,
             connections: or(connections, d.connections as u64) as usize,
             buffer_bytes: or(buffers, d.buffer_bytes),
+            handshake_ms: or(handshake, d.handshake_ms.into()) as u32,
         }
     }
 }

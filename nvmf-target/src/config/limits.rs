@@ -17,6 +17,8 @@ pub const R2T_WINDOW_BYTES: RangeInclusive<u64> = 4096..=2 << 20;
 pub const CONNECTIONS: RangeInclusive<u64> = 1..=65536;
 /// Bytes of data buffers of one shard. The least holds one largest transfer in each direction beside small ones.
 pub const BUFFER_BYTES: RangeInclusive<u64> = 8 << 20..=1 << 40;
+/// Milliseconds from accept to Connect. The shortest is for tests and the boldest; two minutes are more than any host waits.
+pub const HANDSHAKE_MS: RangeInclusive<u64> = 100..=120_000;
 /// Namespaces of one subsystem: the NSID is an index into a table that every shard holds.
 pub const NSID: RangeInclusive<u64> = 1..=1024;
 /// Microseconds of spinning: beyond a second it would be a core burnt.
@@ -43,6 +45,8 @@ pub struct Limits {
     pub connections: usize,
     /// Most memory in data buffers of one shard.
     pub buffer_bytes: u64,
+    /// How long a connection has for ICReq and Connect before it is closed.
+    pub handshake_ms: u32,
 }
 
 impl Default for Limits {
@@ -55,6 +59,9 @@ impl Default for Limits {
             r2t_window_bytes: 1 << 20,
             connections: 4096,
             buffer_bytes: 256 << 20,
+            // A host sends both PDUs without waiting for anything but ICResp; the rest is for slow networks and
+            // emulated machines.
+            handshake_ms: 20_000,
         }
     }
 }

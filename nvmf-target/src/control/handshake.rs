@@ -22,9 +22,6 @@ use super::target::Target;
 use super::{admin, io_connect};
 use crate::config::{Limits, TcpOptions};
 
-/// From accept to a successful Connect. A host sends both PDUs without waiting for anything but our ICResp; the rest is for slow
-/// networks and emulated machines.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
 /// One read. ICReq fits, and so does Connect with its data.
 const READ_BYTES: usize = 4096;
 
@@ -92,11 +89,11 @@ enum Ended {
 /// Serves a connection from its first byte on.
 pub async fn serve(target: Rc<Target>, stream: Stream, counted: Counted) {
     let peer = stream.peer();
-    let deadline = Instant::now() + HANDSHAKE_LIMIT;
     let (limits, tcp) = {
         let config = target.config.borrow();
         (config.limits.clone(), config.tcp.clone())
     };
+    let deadline = Instant::now() + Duration::from_millis(limits.handshake_ms.into());
     let mut exchange = Exchange {
         handshake: ControllerHandshake::new(offer(&limits, &tcp)),
         buffer: Vec::with_capacity(READ_BYTES),
@@ -108,7 +105,7 @@ pub async fn serve(target: Rc<Target>, stream: Stream, counted: Counted) {
         let (stream, counted) = parts;
         let capsule = match exchange.next_connect(&stream).await {
             Ok(capsule) => capsule,
-            Err(ended) => return finish(&stream, ended).await,
+            Err(ended) => return finish(&stream, ended, limits.handshake_ms).await,
         };
         let cid = capsule.sqe.cid();
         let refusal = match ConnectRequest::parse(
@@ -234,7 +231,7 @@ async fn send(stream: &Stream, bytes: Vec<u8>, deadline: Instant) -> Result<(), 
 }
 
 /// Says why a connection ends, and ends it.
-async fn finish(stream: &Stream, ended: Ended) {
+async fn finish(stream: &Stream, ended: Ended, limit_ms: u32) {
     let peer = stream.peer();
     match ended {
         Ended::Closed(reason) => tracing::debug!(%peer, "closed before Connect: {reason}"),
@@ -242,8 +239,7 @@ async fn finish(stream: &Stream, ended: Ended) {
             tracing::warn!(%peer, "ended by the host before Connect: {reason}");
         }
         Ended::TimedOut => {
-            let limit_s = HANDSHAKE_LIMIT.as_secs();
-            tracing::warn!(%peer, "closed: no Connect within {limit_s} s");
+            tracing::warn!(%peer, "closed: no Connect within {limit_ms} ms");
         }
         Ended::Violation(reason) => {
             tracing::warn!(%peer, "protocol error before Connect: {reason}");

@@ -27,9 +27,13 @@ struct Open {
     task: JoinHandle<()>,
 }
 
-impl Drop for Open {
-    fn drop(&mut self) {
+impl Open {
+    /// Ends when the socket is closed.
+    async fn close(self) {
         self.task.abort();
+        // Cancelled, which was the intention.
+        let _ = self.task.await;
+        tracing::info!("not listening on tcp://{} any more", self.port.address);
     }
 }
 
@@ -53,18 +57,28 @@ impl Listeners {
         });
     }
 
-    /// Stops to accept where `configured` says; connections that were accepted stay. `None` if nobody listened there.
-    pub fn stop(&self, configured: TcpAddress) -> Option<TcpAddress> {
-        let mut open = self.open.borrow_mut();
-        let index = open.iter().position(|open| open.configured == configured)?;
-        let closed = open.remove(index);
-        tracing::info!("not listening on tcp://{} any more", closed.port.address);
-        Some(configured)
+    /// Stops to accept where `configured` says; connections that were accepted stay. Whether anybody listened there.
+    pub async fn stop(&self, configured: TcpAddress) -> bool {
+        let closed = {
+            let mut open = self.open.borrow_mut();
+            let index = open.iter().position(|open| open.configured == configured);
+            index.map(|index| open.remove(index))
+        };
+        match closed {
+            Some(open) => {
+                open.close().await;
+                true
+            }
+            None => false,
+        }
     }
 
     /// Stops to accept everywhere.
-    pub fn stop_all(&self) {
-        self.open.borrow_mut().clear();
+    pub async fn stop_all(&self) {
+        let all = self.open.take();
+        for open in all {
+            open.close().await;
+        }
     }
 
     /// Where hosts can connect.

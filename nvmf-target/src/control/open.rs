@@ -19,7 +19,6 @@ pub struct OpenError {
     /// The namespace.
     pub nsid: u32,
     /// What is wrong.
-    #[source]
     pub error: BackingError,
 }
 

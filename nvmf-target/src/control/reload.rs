@@ -61,7 +61,7 @@ struct Change {
 async fn apply(cli: &Cli, target: &Rc<Target>) -> anyhow::Result<()> {
     let config = cli.config(&target.opener.identity)?;
     let plan = Plan::between(&target.config.borrow(), &config);
-    let prepared = prepare(target, &plan)?;
+    let prepared = prepare(target, &plan).await?;
     for key in &plan.needs_restart {
         tracing::warn!("{key} has changed; that takes effect at the next start");
     }
@@ -69,7 +69,7 @@ async fn apply(cli: &Cli, target: &Rc<Target>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn prepare(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Prepared> {
+async fn prepare(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Prepared> {
     let added: Result<Vec<_>, OpenError> =
         plan.added.iter().map(|new| target.prepare(new)).collect();
     let changes: Result<Vec<_>, OpenError> = plan
@@ -80,7 +80,7 @@ fn prepare(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Prepared> {
         .collect();
     let (added, changes) = (added?, changes?);
     // Last, since an old listener may have to go first to make room.
-    let opened = bind(target, plan)?;
+    let opened = bind(target, plan).await?;
     Ok(Prepared {
         added,
         changes,
@@ -139,15 +139,16 @@ fn prepare_change(
 
 /// Binds the new listeners. A new one may need the port of an old one (127.0.0.1 becomes 0.0.0.0): then the old ones go first, and
 /// come back if that did not help.
-fn bind(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Vec<(TcpAddress, Listener)>> {
+async fn bind(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Vec<(TcpAddress, Listener)>> {
     let first = listeners::bind(&plan.opened);
     match first {
         Err(error) if error.kind() == ErrorKind::AddrInUse && !plan.closed.is_empty() => {
-            let addresses: Vec<TcpAddress> = plan
-                .closed
-                .iter()
-                .filter_map(|closed| target.listeners.stop(*closed))
-                .collect();
+            let mut addresses = Vec::new();
+            for closed in &plan.closed {
+                if target.listeners.stop(*closed).await {
+                    addresses.push(*closed);
+                }
+            }
             let second = listeners::bind(&plan.opened);
             if second.is_err() {
                 for (address, listener) in listeners::bind(&addresses)? {
@@ -164,7 +165,7 @@ async fn put_in_place(target: &Rc<Target>, config: Config, plan: Plan, prepared:
     let discovery = Snapshot::take(target);
     target.config.replace(config);
     for closed in &plan.closed {
-        target.listeners.stop(*closed);
+        target.listeners.stop(*closed).await;
     }
     for nqn in &plan.removed {
         tracing::info!(subsystem = %nqn, "subsystem removed");

@@ -115,7 +115,7 @@ async fn start(
 async fn stop(target: &Rc<Target>) {
     ready::stopping();
     target.stopping.set(true);
-    target.listeners.stop_all();
+    target.listeners.stop_all().await;
     for served in target.subsystems() {
         served.end_all(EndReason::Stopping).await;
     }

@@ -41,6 +41,7 @@ max-transfer-size = "512K"
 r2t-window = 131072
 connections = 100
 buffers = "64M"
+handshake-ms = 5000
 
 [tcp]
 header-digest = false
@@ -116,6 +117,7 @@ fn a_whole_file_is_read_key_by_key() {
             r2t_window_bytes: 131072,
             connections: 100,
             buffer_bytes: 64 << 20,
+            handshake_ms: 5000,
         }
     );
     assert_eq!(
@@ -214,7 +216,7 @@ fn syntax_and_type_errors_name_file_line_and_key() {
     assert_eq!(
         messages("[limits]\n# a = comment\nqueue_depth = 3\n"),
         [
-            "t.toml:3: queue_depth: unknown field `queue_depth`, expected one of `queue-depth`, `io-queues`, `in-capsule-size`, `max-transfer-size`, `r2t-window`, `connections`, `buffers`"
+            "t.toml:3: queue_depth: unknown field `queue_depth`, expected one of `queue-depth`, `io-queues`, `in-capsule-size`, `max-transfer-size`, `r2t-window`, `connections`, `buffers`, `handshake-ms`"
         ]
     );
     assert_eq!(
@@ -267,6 +269,10 @@ fn limits_out_of_range_say_the_range() {
     assert_eq!(
         limit("connections = 0"),
         ["t.toml:2: connections: 0 is out of range; write 1 to 65536"]
+    );
+    assert_eq!(
+        limit("handshake-ms = 5"),
+        ["t.toml:2: handshake-ms: 5 is out of range; write 100 to 120000"]
     );
     assert_eq!(
         limit("buffers = \"1M\""),

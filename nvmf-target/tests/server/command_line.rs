@@ -1,0 +1,107 @@
+//! What the command says and how it exits.
+
+use std::fs;
+use std::process::Output;
+
+use crate::process::{Target, command};
+
+fn run(arguments: &[&str]) -> (i32, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command().args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+#[test]
+fn mistakes_exit_with_2_and_say_what_to_do() {
+    for (arguments, says) in [
+        (
+            &["--null", "1G", "--listen", "tcp://0.0.0.0:0"][..],
+            "--allow-any-host",
+        ),
+        (
+            &["--null", "1G", "--listen", "rdma://127.0.0.1"],
+            "NVMe/TCP only",
+        ),
+        (&["--null", "1G", "--log", "loud=quiet=3"], "--log"),
+        (&[], "nothing to serve"),
+        (&["--config", "/nonexistent.toml"], "/nonexistent.toml"),
+        (&["--frobnicate"], "--frobnicate"),
+    ] {
+        let (code, stdout, stderr) = run(arguments);
+        assert_eq!(code, 2, "{arguments:?}: {stderr}");
+        assert!(stderr.contains(says), "{arguments:?}: {stderr}");
+        assert!(stdout.is_empty(), "{stdout}");
+    }
+}
+
+#[test]
+fn what_cannot_start_exits_with_1() {
+    let (code, _, stderr) = run(&["--file", "/nonexistent/a.img"]);
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains("/nonexistent/a.img") && stderr.contains("give a size"),
+        "{stderr}"
+    );
+    let running = Target::quick(&[]);
+    let listen = format!("tcp://{}", running.address());
+    let (code, _, stderr) = run(&["--null", "1G", "--listen", &listen]);
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains(&listen[6..]) && stderr.contains("another process listens there"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn check_judges_without_starting_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.toml");
+    let image = dir.path().join("a.img");
+    let namespace = format!(
+        "[[subsystem.namespace]]\nkind = \"file\"\npath = \"{}\"\nsize = \"1M\"\n",
+        image.display()
+    );
+    fs::write(
+        &path,
+        format!("[[subsystem]]\nnqn = \"nqn.2025-01.org.example:a\"\n{namespace}"),
+    )
+    .unwrap();
+    let path = path.to_str().unwrap();
+    assert_eq!(
+        run(&["--config", path, "--check"]),
+        (0, "nothing wrong\n".into(), String::new())
+    );
+    assert!(!image.exists(), "nothing is made");
+    let (code, stdout, _) = run(&["--config", path, "--check", "--json"]);
+    assert_eq!(
+        (code, stdout.trim()),
+        (0, r#"{"event":"checked","ok":true}"#)
+    );
+    fs::write(path, "busy-poll = -1\n").unwrap();
+    let (code, _, stderr) = run(&["--config", path, "--check"]);
+    assert_eq!(code, 2);
+    assert!(
+        stderr.contains(&format!("{path}:1: busy-poll: ")),
+        "{stderr}"
+    );
+    let (code, _, stderr) = run(&["--config", path, "--check", "--json"]);
+    assert_eq!(code, 2);
+    let line: serde_json::Value = serde_json::from_str(&stderr).unwrap();
+    assert_eq!(line["place"], format!("{path}:1: busy-poll"));
+}
+
+#[test]
+fn version_and_help_exit_with_0() {
+    let (code, stdout, _) = run(&["--version"]);
+    assert_eq!(
+        (code, stdout.trim()),
+        (0, concat!("nvmf-target ", env!("CARGO_PKG_VERSION")))
+    );
+    let (code, stdout, _) = run(&["--help"]);
+    assert_eq!(code, 0);
+    assert!(stdout.contains("Exit status:"), "{stdout}");
+}
