@@ -156,3 +156,88 @@ impl<T> Receiver<T> {
         let _ = rustix::io::read(&self.shared.event, &mut [0; 8]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::{Interest, Ring, RingConfig, Token, Wait};
+
+    const WAKE: Token = Token(1);
+
+    /// Wakes so far, taken off the counter.
+    fn wakes<T>(receiver: &Receiver<T>) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(receiver.fd(), &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
+    }
+
+    #[test]
+    fn only_a_sleeper_is_woken_and_once() {
+        let (sender, receiver) = channel().unwrap();
+        receiver.park(|may_block| assert!(may_block));
+        for n in 0..10 {
+            sender.send(n).unwrap();
+        }
+        assert_eq!(wakes(&receiver), 0, "awake");
+        receiver.park(|may_block| {
+            assert!(!may_block, "there is something to do");
+            sender.send(10).unwrap();
+            sender.send(11).unwrap();
+        });
+        assert_eq!(wakes(&receiver), 1);
+        sender.send(12).unwrap();
+        assert_eq!(wakes(&receiver), 0, "awake again");
+        receiver.arm();
+        sender.wake();
+        assert_eq!(wakes(&receiver), 1);
+        let all: Vec<i32> = std::iter::from_fn(|| receiver.try_recv().ok()).collect();
+        assert_eq!(all, (0..=12).collect::<Vec<_>>());
+        receiver.arm();
+        drop(sender);
+        assert_eq!(wakes(&receiver), 1, "the last sender's end is worth a look");
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Disconnected));
+    }
+
+    #[test]
+    fn a_send_to_nobody_gives_the_message_back() {
+        let (sender, receiver) = bounded(1).unwrap();
+        sender.send(1).unwrap();
+        drop(receiver);
+        assert_eq!(sender.send(2), Err(Disconnected(2)));
+    }
+
+    /// Two threads that sleep in their rings whenever they have nothing to do pass a ball; a lost wake would stop
+    /// them for good.
+    #[test]
+    fn no_wake_is_lost() {
+        const ROUNDS: u32 = 5_000;
+        let (left_in, left_out) = channel::<u32>().unwrap();
+        let (right_in, right_out) = channel::<u32>().unwrap();
+        let play = |out: Receiver<u32>, back: Sender<u32>| {
+            let mut ring = Ring::new(&RingConfig {
+                rx_buffers: 0,
+                ..RingConfig::default()
+            })
+            .unwrap();
+            ring.poll_multishot(out.fd(), Interest::Readable, WAKE);
+            loop {
+                while let Ok(ball) = out.try_recv() {
+                    if ball < ROUNDS && back.send(ball + 1).is_err() || ball + 1 >= ROUNDS {
+                        return;
+                    }
+                }
+                out.park(|may_block| ring.wait(if may_block { Wait::Block } else { Wait::Poll }))
+                    .unwrap();
+                while let Some(completion) = ring.next() {
+                    assert!(completion.more, "the poll stays armed: {completion:?}");
+                }
+            }
+        };
+        left_in.send(0).unwrap();
+        let other = std::thread::spawn(move || play(right_out, left_in));
+        play(left_out, right_in);
+        other.join().unwrap();
+    }
+}

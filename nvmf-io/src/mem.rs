@@ -200,22 +200,13 @@ impl SharedMemory {
         let held: Vec<Held<'_>> = (first..first + count)
             .map(|granule| self.stripe(granule).lock())
             .collect();
-        // SAFETY: the range lies in the mapping and nobody uses it while its stripes are held; dropped private
-        // anonymous pages read as zeroes afterwards.
+        // SAFETY: the stripes of all granules in the range are held, and nobody uses a granule without its stripe.
         let result = unsafe {
-            libc::madvise(
-                self.mapping
-                    .base()
-                    .as_ptr()
-                    .add(range.start as usize)
-                    .cast(),
-                (range.end - range.start) as usize,
-                libc::MADV_DONTNEED,
-            )
+            self.mapping
+                .discard(range.start as usize..range.end as usize)
         };
-        let error = io::Error::last_os_error();
         drop(held);
-        if result == 0 { Ok(()) } else { Err(error) }
+        result
     }
 
     fn stripe(&self, granule: u64) -> &Stripe {
@@ -250,5 +241,138 @@ impl fmt::Debug for SharedMemory {
         f.debug_struct("SharedMemory")
             .field("len", &self.len)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::{BufPool, PoolConfig};
+    use std::sync::Arc;
+
+    const KIB: u64 = 1024;
+
+    fn bytes(memory: &SharedMemory, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0xff; len];
+        memory.read_bytes(offset, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn copies_across_granules() {
+        let pool = BufPool::new(&PoolConfig::default());
+        let memory = SharedMemory::new(64 * KIB).unwrap();
+        let buf = pool.alloc(10_000).unwrap();
+        for index in 0..10_000u32 {
+            buf.copy_in(index, &[(index % 251) as u8]);
+        }
+        memory.write(4000, &buf, 5..9_995);
+        assert!(memory.equals(4000, &buf, 5..9_995));
+        assert!(!memory.equals(4001, &buf, 5..9_995));
+        assert_eq!(bytes(&memory, 3999, 2), [0, 5]);
+        let back = pool.alloc(10_000).unwrap();
+        memory.read(4000, &back, 5..9_995);
+        assert!(back.eq_range(5..9_995, &buf, 5));
+    }
+
+    #[test]
+    fn clearing_is_exact() {
+        let pool = BufPool::new(&PoolConfig::default());
+        let buf = pool.alloc(32 << 10).unwrap();
+        buf.fill(0..32 << 10, 1);
+        let memory = SharedMemory::new(32 * KIB).unwrap();
+        for (start, end) in [
+            (0, 0),
+            (0, 512),
+            (512, 1024),
+            (4096, 8192),
+            (512, 12_800),
+            (100, 32_000),
+            (0, 32_768),
+        ] {
+            memory.write(0, &buf, 0..32 << 10);
+            memory.clear(start..end).unwrap();
+            let now = bytes(&memory, 0, 32 << 10);
+            for (at, &byte) in now.iter().enumerate() {
+                let cleared = (start..end).contains(&(at as u64));
+                assert_eq!(
+                    byte,
+                    u8::from(!cleared),
+                    "byte {at} after clearing {start}..{end}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_outside_panic() {
+        let memory = SharedMemory::new(8192).unwrap();
+        let out = |range: Range<u64>| {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                memory.read_bytes(
+                    range.start,
+                    &mut vec![0; (range.end - range.start) as usize],
+                );
+            }))
+            .is_err()
+        };
+        assert!(!out(8000..8192));
+        assert!(out(8000..8193));
+        assert!(out(u64::MAX - 1..u64::MAX));
+        assert!(SharedMemory::new(0).is_err());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "too large")]
+    fn clearing_gives_memory_back() {
+        let memory = SharedMemory::new(64 << 20).unwrap();
+        let pool = BufPool::new(&PoolConfig::default());
+        let buf = pool.alloc(2 << 20).unwrap();
+        buf.fill(0..2 << 20, 1);
+        let resident = || crate::process::resident_bytes().unwrap();
+        let empty = resident();
+        for part in 0..32 {
+            memory.write(part * (2 << 20), &buf, 0..2 << 20);
+        }
+        assert!(resident() >= empty + (60 << 20));
+        memory.clear(1..(64 << 20) - 1).unwrap();
+        assert!(resident() <= empty + (8 << 20));
+        assert_eq!(bytes(&memory, 0, 2), [1, 0]);
+        assert_eq!(bytes(&memory, (64 << 20) - 2, 2), [0, 1]);
+    }
+
+    /// Writers fill whole blocks with one value, others clear, and readers must never see a mixture.
+    #[test]
+    fn blocks_are_never_torn() {
+        let rounds = if cfg!(miri) { 4 } else { 20_000 };
+        let memory = Arc::new(SharedMemory::new(16 * KIB).unwrap());
+        let threads: Vec<_> = (1..=3u8)
+            .map(|value| {
+                let memory = memory.clone();
+                std::thread::spawn(move || {
+                    let pool = BufPool::new(&PoolConfig::default());
+                    let buf = pool.alloc(8192).unwrap();
+                    for round in 0..rounds {
+                        buf.fill(0..8192, value);
+                        memory.write(4096, &buf, 0..8192);
+                        if round % 16 == 0 {
+                            memory.clear(4096..8192).unwrap();
+                        }
+                        memory.read(4096, &buf, 0..8192);
+                        for block in 0..2 {
+                            let start = block * 4096;
+                            let mut first = [0];
+                            buf.copy_out(start, &mut first);
+                            let mut whole = vec![0; 4096];
+                            buf.copy_out(start, &mut whole);
+                            assert!(whole.iter().all(|byte| *byte == first[0]), "a torn block");
+                        }
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
     }
 }

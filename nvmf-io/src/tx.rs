@@ -194,3 +194,101 @@ impl fmt::Debug for TxBatch {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::{BufPool, PoolConfig};
+
+    /// What the segments not yet sent hold.
+    fn rest(batch: &mut TxBatch) -> Vec<u8> {
+        // SAFETY: the message points at segments of live memory, which nobody writes meanwhile.
+        unsafe {
+            let message = &*batch.message();
+            let segments = std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen);
+            segments
+                .iter()
+                .flat_map(|s| std::slice::from_raw_parts(s.iov_base.cast::<u8>(), s.iov_len))
+                .copied()
+                .collect()
+        }
+    }
+
+    #[test]
+    fn segments_and_bytes() {
+        let pool = BufPool::new(&PoolConfig::default());
+        let buf = pool.alloc(8).unwrap();
+        buf.copy_in(0, b"ABCDEFGH");
+        let mut batch = TxBatch::new(16, 5);
+        batch.push_header(b"12").unwrap();
+        batch.push_header(b"34").unwrap();
+        assert_eq!(
+            batch.iov.len(),
+            1,
+            "headers one after another share a segment"
+        );
+        batch.push_payload(&buf, 0..3).unwrap();
+        batch.push_payload(&buf, 4..4).unwrap();
+        batch.push_payload(&buf, 5..8).unwrap();
+        batch.push_trailer(b"56").unwrap();
+        assert_eq!(batch.iov.len(), 4);
+        assert_eq!(batch.bytes(), 12);
+        assert_eq!(rest(&mut batch), b"1234ABCFGH56");
+        assert_eq!(
+            batch.held.len(),
+            1,
+            "one handle for neighbours of one buffer"
+        );
+
+        // Sent in parts of any size.
+        for step in 1..=12 {
+            let mut batch = TxBatch::new(16, 5);
+            batch.push_header(b"1234").unwrap();
+            batch.push_payload(&buf, 0..8).unwrap();
+            let mut left = b"1234ABCDEFGH".to_vec();
+            while !left.is_empty() {
+                assert_eq!(rest(&mut batch), left);
+                let sent = step.min(left.len());
+                batch.advance(sent);
+                left.drain(..sent);
+            }
+            assert_eq!(rest(&mut batch), b"");
+            assert_eq!(batch.bytes(), 12, "what was pushed, not what is left");
+        }
+    }
+
+    #[test]
+    fn a_full_batch_says_so_and_stays_as_it_was() {
+        let pool = BufPool::new(&PoolConfig::default());
+        let buf = pool.alloc(8).unwrap();
+        let mut batch = TxBatch::new(8, 2);
+        assert!(batch.fits(8, 2) && !batch.fits(9, 1) && !batch.fits(1, 3));
+        batch.push_header(b"1234").unwrap();
+        batch.push_payload(&buf, 0..1).unwrap();
+        assert_eq!(batch.push_header(b"5"), Err(BatchFull), "no segment left");
+        assert_eq!(batch.push_payload(&buf, 0..1), Err(BatchFull));
+        assert_eq!(batch.bytes(), 5);
+        assert_eq!(rest(&mut batch).len(), 5);
+        batch.clear();
+        assert!(buf.is_unique() && batch.is_empty());
+        assert_eq!(
+            batch.push_header(b"123456789"),
+            Err(BatchFull),
+            "arena too small"
+        );
+        batch.push_header(b"12345678").unwrap();
+        assert_eq!(batch.push_header(b"9"), Err(BatchFull));
+        assert_eq!(rest(&mut batch), b"12345678");
+    }
+
+    #[test]
+    fn moving_the_box_leaves_the_segments_where_they_are() {
+        let mut batch = TxBatch::new(8, 2);
+        batch.push_header(b"12").unwrap();
+        let mut moved = [Some(batch)];
+        let mut batch = moved[0].take().unwrap();
+        batch.push_header(b"34").unwrap();
+        assert_eq!(rest(&mut batch), b"1234");
+        assert_eq!(batch.iov.len(), 1);
+    }
+}

@@ -264,3 +264,200 @@ fn a_dropped_ring_ends_what_is_in_flight() {
         drop((peer, peer2));
     });
 }
+
+#[test]
+fn a_reset_ends_everything_on_its_connection_only() {
+    both(|config| {
+        let (mut ring, peer, socket) = connected(config);
+        let (mut other_peer, other) = pair();
+        let other = ring.add_socket(other);
+        let pool = BufPool::new(&PoolConfig::default());
+        ring.recv_multishot(socket, RECV);
+        ring.recv_multishot(other, Token(7));
+        ring.wait(Wait::Poll).unwrap();
+        rustix::net::sockopt::set_socket_linger(&peer, Some(std::time::Duration::ZERO)).unwrap();
+        drop(peer);
+        let done = next(&mut ring);
+        assert_eq!((done.token, done.result), (RECV, Err(Errno::CONNRESET)));
+        assert!(!done.more && done.rx.is_none());
+        // Exact receives and sends fail too.
+        let buf = pool.alloc(4096).unwrap();
+        ring.recv_into(socket, &buf, 0..4096, RECV);
+        let done = next(&mut ring);
+        assert!(
+            matches!(done.result, Ok(0) | Err(Errno::CONNRESET)),
+            "{done:?}"
+        );
+        let mut batch = TxBatch::new(64, 4);
+        batch.push_header(&[1; 64]).unwrap();
+        ring.send(socket, batch, SEND);
+        let done = next(&mut ring);
+        assert_eq!((done.token, done.result), (SEND, Err(Errno::PIPE)));
+        assert!(done.batch.is_some());
+        // The other connection does not notice.
+        other_peer.write_all(b"well").unwrap();
+        let done = next(&mut ring);
+        assert_eq!((done.token, done.more), (Token(7), true));
+        assert_eq!(&done.rx.unwrap()[..], b"well");
+        assert_eq!(ring.rx_available(), 64);
+    });
+}
+
+#[test]
+fn an_exact_receive_ends_with_its_connection() {
+    both(|config| {
+        let (mut ring, mut peer, socket) = connected(config);
+        let pool = BufPool::new(&PoolConfig::default());
+        let buf = pool.alloc(4096).unwrap();
+        ring.recv_into(socket, &buf, 0..4096, RECV);
+        ring.wait(Wait::Poll).unwrap();
+        peer.write_all(&[1; 1000]).unwrap();
+        ring.wait(Wait::Poll).unwrap();
+        assert!(ring.next().is_none());
+        rustix::net::sockopt::set_socket_linger(&peer, Some(std::time::Duration::ZERO)).unwrap();
+        drop(peer);
+        let done = next(&mut ring);
+        // The kernel may have told of the reset together with the bytes before it.
+        assert!(
+            matches!(done.result, Ok(1000) | Err(Errno::CONNRESET)),
+            "{done:?}"
+        );
+        assert!(buf.is_unique());
+    });
+}
+
+#[test]
+fn many_connections_share_few_receive_buffers() {
+    for baseline in [false, true] {
+        let config = RingConfig {
+            rx_buffers: 4,
+            rx_buffer_bytes: 4096,
+            baseline,
+            ..RingConfig::default()
+        };
+        let mut ring = Ring::new(&config).unwrap();
+        const CONNECTIONS: u64 = 40;
+        let peers: Vec<TcpStream> = (0..CONNECTIONS)
+            .map(|n| {
+                let (peer, ours) = pair();
+                let socket = ring.add_socket(ours);
+                ring.recv_multishot(socket, Token(n));
+                peer
+            })
+            .collect();
+        ring.wait(Wait::Poll).unwrap();
+        assert_eq!(
+            ring.in_flight() as u64,
+            CONNECTIONS,
+            "idle connections hold no buffer"
+        );
+        assert_eq!(ring.rx_available(), 4);
+        let mut got = vec![0usize; CONNECTIONS as usize];
+        let mut held = Vec::new();
+        for round in 0..3 {
+            for mut peer in &peers {
+                peer.write_all(&[round; 1000]).unwrap();
+            }
+            while got
+                .iter()
+                .any(|&bytes| bytes < 1000 * (usize::from(round) + 1))
+            {
+                let done = next(&mut ring);
+                let chunk = done.rx.expect("a chunk");
+                assert!(done.more);
+                assert!(chunk.iter().all(|&byte| byte == round));
+                got[done.token.0 as usize] += chunk.len();
+                held.push(chunk);
+                if held.len() == 4 {
+                    held.clear();
+                }
+            }
+            held.clear();
+        }
+    }
+}
+
+#[test]
+fn cancelling_a_receive_that_waits_for_buffers() {
+    for baseline in [false, true] {
+        let config = RingConfig {
+            rx_buffers: 1,
+            rx_buffer_bytes: 4096,
+            baseline,
+            ..RingConfig::default()
+        };
+        let (mut ring, mut peer, socket) = connected(&config);
+        ring.recv_multishot(socket, RECV);
+        peer.write_all(&[1; 8192]).unwrap();
+        let chunk = next(&mut ring).rx.unwrap();
+        // The only buffer is held, so the receive cannot go on.
+        ring.wait(Wait::Poll).unwrap();
+        assert!(ring.next().is_none());
+        ring.cancel(RECV);
+        let done = next(&mut ring);
+        assert_eq!(
+            (done.token, done.result, done.more),
+            (RECV, Err(Errno::CANCELED), false)
+        );
+        assert_eq!(ring.in_flight(), 0);
+        drop(chunk);
+        ring.recv_once(socket, RECV);
+        assert_eq!(next(&mut ring).rx.unwrap().len(), 4096);
+    }
+}
+
+#[test]
+fn a_chunk_outlives_its_ring() {
+    both(|config| {
+        let (mut ring, mut peer, socket) = connected(config);
+        ring.recv_multishot(socket, RECV);
+        peer.write_all(b"kept").unwrap();
+        let chunk = next(&mut ring).rx.unwrap();
+        drop(ring);
+        assert_eq!(&chunk[..], b"kept");
+    });
+}
+
+#[test]
+fn sending_and_receiving_at_once() {
+    both(|config| {
+        let (mut ring, peer, socket) = connected(config);
+        let total = 24usize << 20;
+        // The peer sends back all that it gets.
+        let echo = std::thread::spawn(move || {
+            let mut reader = &peer;
+            let mut writer = &peer;
+            std::io::copy(&mut reader, &mut writer).unwrap()
+        });
+        let pool = BufPool::new(&PoolConfig::default());
+        let buf = pool.alloc(1 << 20).unwrap();
+        for at in 0..1u32 << 18 {
+            buf.copy_in(at * 4, &at.to_le_bytes());
+        }
+        ring.recv_multishot(socket, RECV);
+        let mut sent = 0;
+        let mut got = Vec::with_capacity(total);
+        let mut batch = TxBatch::new(64, 4);
+        batch.push_payload(&buf, 0..1 << 20).unwrap();
+        ring.send(socket, batch, SEND);
+        while got.len() < total {
+            let done = next(&mut ring);
+            match done.token {
+                SEND => {
+                    sent += done.result.unwrap() as usize;
+                    let mut batch = done.batch.unwrap();
+                    batch.clear();
+                    if sent < total {
+                        batch.push_payload(&buf, 0..1 << 20).unwrap();
+                        ring.send(socket, batch, SEND);
+                    }
+                }
+                _ => got.extend_from_slice(&done.rx.expect("a chunk")),
+            }
+        }
+        let expected = buf.bytes().unwrap();
+        assert!(got.chunks(1 << 20).all(|part| part == &expected[..]));
+        ring.shutdown(socket).unwrap();
+        assert_eq!(echo.join().unwrap() as usize, total);
+    });
+}

@@ -13,3 +13,6 @@ pub(crate) use handle::KernelWrite;
 pub use handle::{Buf, BufRef};
 pub(crate) use pool::Fixed;
 pub use pool::{BufPool, CLASS_BYTES, PoolConfig, ZERO_BYTES};
+
+#[cfg(test)]
+mod tests;

@@ -86,11 +86,16 @@ impl FileTable {
         }
     }
 
-    /// Forgets a file; operations in flight keep it open in the kernel.
-    pub(super) fn remove(&mut self, uring: &IoUring, id: Id) -> Option<Arc<OwnedFd>> {
+    /// Forgets a file; operations in flight keep it open in the kernel. Without `reuse` its number is never used
+    /// again, because entries not yet submitted name it.
+    pub(super) fn remove(&mut self, uring: &IoUring, id: Id, reuse: bool) -> Option<Arc<OwnedFd>> {
         self.target(id).ok()?;
         let slot = &mut self.slots[id.index as usize];
         slot.generation = slot.generation.wrapping_add(1);
+        if !reuse {
+            tracing::warn!("a file was removed while the ring was congested; its slot stays taken");
+            return slot.fd.clone();
+        }
         if slot.fixed {
             // Fails only for indices outside the table; this one was registered.
             let _ = uring.submitter().register_files_update(id.index, &[-1]);

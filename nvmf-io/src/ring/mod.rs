@@ -45,7 +45,7 @@ pub use big::{BigRing, CommandDone};
 pub use files::{FileId, SockId};
 pub use rx::RxChunk;
 pub use setup::{Features, RingError};
-pub use submit::{Allocate, Interest, UblkIo, WriteFlags};
+pub use submit::{Allocate, Interest, UblkIo, UblkOp, WriteFlags};
 
 use crate::tx::TxBatch;
 use enter::Enter;

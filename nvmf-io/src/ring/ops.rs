@@ -37,6 +37,9 @@ pub(super) enum Work {
     Drain(#[expect(dead_code, reason = "owned, not used")] Buf),
 }
 
+// Two cache lines with token and generation.
+const _: () = assert!(size_of::<Work>() <= 64);
+
 pub(super) struct Receive {
     pub(super) file: Id,
     /// Goes on after each chunk.

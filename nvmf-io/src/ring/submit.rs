@@ -57,11 +57,30 @@ pub enum Interest {
     Writable,
 }
 
+/// What to do with a tag of a ublk queue. A closed set: the codes of other devices may name memory in other places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UblkOp {
+    /// Fetch the first request of the tag.
+    FetchReq,
+    /// Complete the request of the tag and fetch the next.
+    CommitAndFetchReq,
+}
+
+impl UblkOp {
+    /// The ioctl-encoded code, which Linux 6.4 and newer take.
+    fn code(self) -> u32 {
+        match self {
+            Self::FetchReq => 0xc010_7520,
+            Self::CommitAndFetchReq => 0xc010_7521,
+        }
+    }
+}
+
 /// A command to `/dev/ublkcN` for one tag of one queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UblkIo {
-    /// Operation code of the ioctl-encoded form, such as UBLK_U_IO_FETCH_REQ.
-    pub op: u32,
+    /// What to do.
+    pub op: UblkOp,
     /// Hardware queue.
     pub q_id: u16,
     /// Tag within the queue.
@@ -92,9 +111,9 @@ impl Ring {
     }
 
     fn remove(&mut self, id: Id) -> Option<Arc<OwnedFd>> {
-        // Entries not yet submitted name the descriptor by number, which may soon mean another file.
-        self.flush();
-        self.files.remove(&self.uring, id)
+        // Entries not yet submitted name the file by a number, which may soon mean another file.
+        let reuse = self.flush();
+        self.files.remove(&self.uring, id, reuse)
     }
 
     /// The descriptor of a socket, for its options.
@@ -264,8 +283,8 @@ impl Ring {
         self.push(entry.user_data(self.ops.key(index)));
     }
 
-    /// Receives exactly `range` of `buf`: completes with its length, with less when the stream ended before, or with
-    /// the error.
+    /// Receives exactly `range` of `buf`, which must not be empty: completes with its length, with less when the
+    /// connection ended or was reset before, or with the error.
     pub fn recv_into(&mut self, socket: SockId, buf: &Buf, range: Range<u32>, token: Token) {
         let Some(into) = KernelWrite::new(buf) else {
             return self.fail(token, Errno::BUSY, None);
@@ -352,7 +371,8 @@ impl Ring {
             .build()
             .user_data(self.ops.key(index));
         self.push(entry);
-        // The entry names the descriptor by number; the caller may close it after this call.
+        // The entry names the descriptor by number, and the caller may close it after this call. Should the kernel not
+        // take it now, the poll may end up on another file, and report what nobody waits for.
         self.flush();
     }
 
@@ -375,7 +395,7 @@ impl Ring {
             }
         };
         self.start(device.0, token, work, |target| {
-            entry!(target, |fd| opcode::UringCmd16::new(fd, command.op)
+            entry!(target, |fd| opcode::UringCmd16::new(fd, command.op.code())
                 .cmd(cmd)
                 .build())
         });
@@ -436,13 +456,19 @@ impl Ring {
         }
     }
 
-    /// Submits what is queued without running completions' work more than the kernel does anyway.
-    pub(super) fn flush(&mut self) {
+    /// Submits what is queued; false when the kernel does not take all of it now.
+    pub(super) fn flush(&mut self) -> bool {
         self.drain_backlog();
-        let queued = self.uring.submission().len() as u32;
-        if queued > 0 {
+        loop {
+            let queued = self.uring.submission().len() as u32;
+            if queued == 0 {
+                return self.backlog.is_empty();
+            }
             // Whatever is wrong shows again in `wait`, which reports it.
-            let _ = self.enter.call(queued, 0, None);
+            match self.enter.call(queued, 0, None) {
+                Ok(submitted) if submitted > 0 => {}
+                _ => return false,
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! A [`Mapping`] only ever hands out raw pointers; who forms references from them argues why at that place.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
@@ -16,8 +17,6 @@ pub(crate) enum Access {
 impl Access {
     fn bits(self) -> i32 {
         match self {
-            // Miri only models writable anonymous memory.
-            Access::Read if cfg!(miri) => libc::PROT_READ | libc::PROT_WRITE,
             Access::Read => libc::PROT_READ,
             Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
         }
@@ -29,6 +28,9 @@ impl Access {
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
+    /// Miri knows no mappings of this kind: there the memory comes from the allocator.
+    #[cfg(miri)]
+    layout: std::alloc::Layout,
 }
 
 // SAFETY: a mapping is only an address range that belongs to the process; unmapping works from any thread.
@@ -38,18 +40,14 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Zeroed private memory of `len` bytes. Nothing is resident until it is touched, and no swap is reserved for it.
+    #[cfg(not(miri))]
     pub(crate) fn anonymous(len: usize, access: Access) -> io::Result<Self> {
-        let reserve = if cfg!(miri) { 0 } else { libc::MAP_NORESERVE };
-        Self::map(
-            len,
-            access,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | reserve,
-            -1,
-            0,
-        )
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        Self::map(len, access, flags, -1, 0)
     }
 
     /// Like [`Mapping::anonymous`], with a base that is a multiple of `align` (a power of two).
+    #[cfg(not(miri))]
     pub(crate) fn anonymous_aligned(len: usize, align: usize, access: Access) -> io::Result<Self> {
         debug_assert!(align.is_power_of_two());
         let wide = Self::anonymous(len + align, access)?;
@@ -73,6 +71,20 @@ impl Mapping {
                 len,
             })
         }
+    }
+
+    #[cfg(miri)]
+    pub(crate) fn anonymous(len: usize, access: Access) -> io::Result<Self> {
+        Self::anonymous_aligned(len, 4096, access)
+    }
+
+    #[cfg(miri)]
+    pub(crate) fn anonymous_aligned(len: usize, align: usize, _: Access) -> io::Result<Self> {
+        let layout = std::alloc::Layout::from_size_align(len, align).map_err(io::Error::other)?;
+        // SAFETY: the layouts asked for are not empty.
+        let base = unsafe { std::alloc::alloc_zeroed(layout) };
+        let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { base, len, layout })
     }
 
     /// `len` bytes of `fd` from `offset` on, shared with whoever else maps them (a device, usually).
@@ -101,7 +113,33 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).expect("the kernel never maps the null page unasked");
-        Ok(Self { base, len })
+        Ok(Self {
+            base,
+            len,
+            #[cfg(miri)]
+            layout: std::alloc::Layout::new::<()>(),
+        })
+    }
+
+    /// Makes whole pages of anonymous memory read as zeroes and gives them back to the system.
+    ///
+    /// # Safety
+    /// Nobody uses the range meanwhile.
+    pub(crate) unsafe fn discard(&self, range: Range<usize>) -> io::Result<()> {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: checked to be inside the mapping.
+        let start = unsafe { self.base.as_ptr().add(range.start) };
+        let len = range.end - range.start;
+        if cfg!(miri) {
+            // SAFETY: inside the mapping, and the caller vouches for the rest.
+            unsafe { std::ptr::write_bytes(start, 0, len) };
+            return Ok(());
+        }
+        // SAFETY: dropping private anonymous pages makes them read as zeroes; the caller vouches for the rest.
+        match unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// First byte; page-aligned.
@@ -117,7 +155,12 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by us and belongs to this value alone.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+        // SAFETY: the range was mapped (allocated) by us and belongs to this value alone.
+        unsafe {
+            #[cfg(not(miri))]
+            libc::munmap(self.base.as_ptr().cast(), self.len);
+            #[cfg(miri)]
+            std::alloc::dealloc(self.base.as_ptr(), self.layout);
+        }
     }
 }
