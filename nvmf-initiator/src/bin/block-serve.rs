@@ -18,7 +18,7 @@ use nvmf_initiator::block::{BlockForm, BlockLimits, DeviceSpec, keeper};
 /// Serves a block device from memory, from a file or from nothing.
 ///
 /// Prints the path of the device when it is there, and removes it when standard input is closed. Commands on standard
-/// input, one a line: `resize BYTES`, `detach`, `detach --force`; each is answered with a line.
+/// input, one a line: `resize BYTES`, `stats`, `detach`, `detach --force`; each is answered with a line.
 #[derive(Parser)]
 struct Arguments {
     /// Form of the device: auto, ublk, nbd, fuse or nbd-socket
@@ -161,6 +161,7 @@ fn commands(mut server: Server) -> anyhow::Result<()> {
                     .map(|()| "ok".to_owned())
                     .unwrap_or_else(|e| e.to_string())
             }
+            ["stats"] => server.counters().to_string(),
             ["detach"] | ["detach", "--force"] => match server.detach(words.len() == 2) {
                 Ok(()) => {
                     println!("ok");
@@ -168,7 +169,9 @@ fn commands(mut server: Server) -> anyhow::Result<()> {
                 }
                 Err(error) => error.to_string(),
             },
-            _ => bail!("unknown command '{line}': give resize BYTES, detach, or detach --force"),
+            _ => bail!(
+                "unknown command '{line}': give resize BYTES, stats, detach, or detach --force"
+            ),
         };
         println!("{answer}");
         io::stdout().flush()?;

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::in_use::{self, Use};
 use super::{BlockForm, BlockLimits, FrontEnd, FuseDevice};
 
+/// What a loop device keeps of the name.
+const MAX_NAME_BYTES: usize = 63;
+
 /// Block sizes that the kernel's drivers take.
 const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 512..=4096;
 
@@ -45,13 +48,14 @@ impl DeviceSpec {
             })
         };
         if self.name.is_empty()
+            || self.name.len() > MAX_NAME_BYTES
             || self.name.starts_with('.')
             || !self
                 .name
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         {
-            return reject("a name is made of letters, digits, '.', '-' and '_'".into());
+            return reject("a name is made of at most 63 letters, digits, '.', '-' and '_'".into());
         }
         let block = self.block_size_bytes;
         if !block.is_power_of_two() || !BLOCK_SIZES.contains(&block) {
@@ -195,8 +199,11 @@ pub struct Kept {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceState {
-    /// Descriptors: one for each channel of `/dev/fuse`, then the file, then the loop device.
-    Fuse,
+    /// Descriptors: the file, and one for each channel of `/dev/fuse`.
+    Fuse {
+        /// N of `/dev/loopN`.
+        loop_number: u32,
+    },
     /// No descriptors: the kernel keeps everything.
     Ublk {
         /// N of `/dev/ublkcN`.
@@ -258,8 +265,9 @@ impl Device {
         spec.check()?;
         let geometry = Geometry::new(spec);
         let (kind, queues) = match state {
-            DeviceState::Fuse => {
-                let (device, queues) = FuseDevice::resume(spec, geometry.clone(), fds)?;
+            &DeviceState::Fuse { loop_number } => {
+                let (device, queues) =
+                    FuseDevice::resume(spec, geometry.clone(), loop_number, fds)?;
                 (Kind::Fuse(device), queues)
             }
             other => return Err(geometry.unsupported(format!("{other:?} cannot be resumed"))),
@@ -272,6 +280,17 @@ impl Device {
             },
             queues,
         ))
+    }
+
+    /// Removes what is left of a device whose server died, when nobody will resume it. Its users get errors.
+    pub fn remove_leftover(name: &str, state: &DeviceState) -> io::Result<()> {
+        match state {
+            &DeviceState::Fuse { loop_number } => FuseDevice::remove_leftover(name, loop_number),
+            other => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("{other:?} of {name} cannot be removed"),
+            )),
+        }
     }
 
     /// Makes the device appear and returns its path. Blocks until the front ends have served the kernel's first reads,

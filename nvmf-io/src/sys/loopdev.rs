@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
 use super::ioctl;
@@ -14,7 +14,6 @@ const LOOP_CONFIGURE: u64 = 0x4C0A;
 const LOOP_CTL_GET_FREE: u64 = 0x4C82;
 
 const LO_FLAGS_READ_ONLY: u32 = 1;
-const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_PARTSCAN: u32 = 8;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 
@@ -81,15 +80,17 @@ pub struct LoopConfig<'a> {
     pub block_size_bytes: u32,
     /// Refuse writes.
     pub read_only: bool,
-    /// What `losetup -l` shows; cut at 63 bytes.
+    /// The device is found again by this name; cut at 63 bytes.
     pub name: &'a str,
 }
 
-/// An attached loop device. It stays attached until [`LoopDevice::detach`], or until nobody has it open any more: this
-/// handle, one kept by another process, a mount. So a device whose owner dies goes away by itself.
+/// An attached loop device.
+///
+/// It is not held open: the last close of a block device waits until its dirty pages are written, and a process that is
+/// killed while it serves the backing file itself would wait for itself forever. So a device stays attached until
+/// [`LoopDevice::detach`], whatever becomes of who attached it.
 #[derive(Debug)]
 pub struct LoopDevice {
-    file: File,
     number: u32,
 }
 
@@ -97,79 +98,96 @@ impl LoopDevice {
     /// Attaches `backing` to a free loop device, with direct I/O and a scan for partitions. Reads from `backing` happen
     /// before this returns: whoever serves it must not be the calling thread.
     pub fn attach(backing: impl AsFd, config: &LoopConfig<'_>) -> io::Result<Self> {
-        let control = OpenOptions::new()
+        let control_device = OpenOptions::new()
             .read(true)
             .write(true)
             .open("/dev/loop-control")?;
         let mut info = Info {
-            flags: LO_FLAGS_AUTOCLEAR | LO_FLAGS_PARTSCAN | LO_FLAGS_DIRECT_IO,
+            flags: LO_FLAGS_PARTSCAN | LO_FLAGS_DIRECT_IO,
             ..Info::ZERO
         };
         if config.read_only {
             info.flags |= LO_FLAGS_READ_ONLY;
         }
-        let name = &config.name.as_bytes()[..config.name.len().min(NAME_BYTES - 1)];
-        info.file_name[..name.len()].copy_from_slice(name);
+        info.file_name = file_name(config.name);
         let mut configuration = Configuration {
-            fd: backing.as_fd().as_raw_fd() as u32,
+            fd: backing.as_fd().as_raw_fd().cast_unsigned(),
             block_size: config.block_size_bytes,
             info,
             reserved: [0; 8],
         };
         for _ in 0..ATTACH_ATTEMPTS {
             // SAFETY: the ioctl takes no argument.
-            let number =
-                unsafe { ioctl::value(control.as_fd(), LOOP_CTL_GET_FREE, 0) }?.cast_unsigned();
+            let number = unsafe { ioctl::value(control_device.as_fd(), LOOP_CTL_GET_FREE, 0) }?;
+            let number = number.cast_unsigned();
+            let path = device_path(number);
             let file = OpenOptions::new()
                 .read(true)
                 .write(!config.read_only)
-                .open(device_path(number))?;
+                .open(path)?;
             // SAFETY: the ioctl reads a `struct loop_config`, whose layout `Configuration` has.
             match unsafe { ioctl::with(file.as_fd(), LOOP_CONFIGURE, &mut configuration) } {
-                Ok(_) => return Ok(LoopDevice { file, number }),
+                Ok(_) => return Ok(LoopDevice { number }),
                 Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(e) => return Err(e),
             }
         }
-        Err(io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            "every free loop device was taken by somebody else at once",
-        ))
+        let error = "every free loop device was taken by somebody else at once";
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, error))
     }
 
-    /// Takes over a descriptor of an attached loop device that another process kept.
-    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
-        let file = File::from(fd);
-        let number = status(&file)?.number;
-        Ok(LoopDevice { file, number })
+    /// The device of this number that another process attached under this name.
+    pub fn find(number: u32, name: &str) -> io::Result<Self> {
+        let device = LoopDevice { number };
+        if status(&device.open()?)?.file_name != file_name(name) {
+            let error = format!("{} is not {name}", device.path().display());
+            return Err(io::Error::new(io::ErrorKind::NotFound, error));
+        }
+        Ok(device)
     }
 
-    /// Another handle to the same device, for a keeper.
-    pub fn try_clone_fd(&self) -> io::Result<OwnedFd> {
-        self.file.as_fd().try_clone_to_owned()
+    /// Reading is enough: all that is done is ioctls.
+    fn open(&self) -> io::Result<File> {
+        File::open(self.path())
     }
 
     /// Takes over the size that the backing file has now.
     pub fn update_capacity(&self) -> io::Result<()> {
-        // SAFETY: the ioctl takes no argument.
-        unsafe { ioctl::value(self.file.as_fd(), LOOP_SET_CAPACITY, 0) }.map(drop)
+        control(&self.open()?, LOOP_SET_CAPACITY)
     }
 
     /// Whether the device passes the page cache of the backing file by.
     pub fn is_direct_io(&self) -> io::Result<bool> {
-        Ok(status(&self.file)?.flags & LO_FLAGS_DIRECT_IO != 0)
+        Ok(status(&self.open()?)?.flags & LO_FLAGS_DIRECT_IO != 0)
     }
 
-    /// Detaches the device: at once when nobody else has it open, else at the last close.
+    /// Detaches the device: at once when nobody has it open, else at the last close.
     pub fn detach(self) -> io::Result<()> {
-        // SAFETY: the ioctl takes no argument.
-        unsafe { ioctl::value(self.file.as_fd(), LOOP_CLR_FD, 0) }.map(drop)
+        control(&self.open()?, LOOP_CLR_FD)
+    }
+
+    /// N of `/dev/loopN`.
+    pub fn number(&self) -> u32 {
+        self.number
     }
 
     /// `/dev/loopN`.
     pub fn path(&self) -> PathBuf {
         device_path(self.number)
     }
+}
+
+fn file_name(name: &str) -> [u8; NAME_BYTES] {
+    let mut bytes = [0; NAME_BYTES];
+    let name = &name.as_bytes()[..name.len().min(NAME_BYTES - 1)];
+    bytes[..name.len()].copy_from_slice(name);
+    bytes
+}
+
+/// One of the ioctls without an argument: LOOP_CLR_FD, LOOP_SET_CAPACITY.
+fn control(file: &File, request: u64) -> io::Result<()> {
+    // SAFETY: on a loop device these take no argument.
+    unsafe { ioctl::value(file.as_fd(), request, 0) }.map(drop)
 }
 
 fn device_path(number: u32) -> PathBuf {
@@ -228,14 +246,16 @@ mod tests {
         device.update_capacity().unwrap();
         assert_eq!(size(&path), 4096);
 
-        let kept = device.try_clone_fd().unwrap();
-        drop(device);
-        let device = LoopDevice::from_fd(kept).unwrap();
-        assert_eq!(device.path(), path);
-        let kept = device.try_clone_fd().unwrap();
+        let number: u32 = path
+            .to_str()
+            .unwrap()
+            .trim_start_matches("/dev/loop")
+            .parse()
+            .unwrap();
+        assert!(LoopDevice::find(number, "another name").is_err());
+        let device = LoopDevice::find(number, "nvmf-io test").unwrap();
         device.detach().unwrap();
-        drop(kept);
-        // Our own open file of the device is gone, so it is detached, unless udev looks at it at this very moment.
+        // Detached at once, unless udev looks at it at this very moment.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while size(&path) != 0 {
             assert!(
@@ -245,10 +265,5 @@ mod tests {
             );
             std::thread::yield_now();
         }
-    }
-
-    #[test]
-    fn a_file_that_is_no_loop_device_is_refused() {
-        assert!(LoopDevice::from_fd(tempfile::tempfile().unwrap().into()).is_err());
     }
 }

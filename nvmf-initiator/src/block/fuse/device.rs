@@ -54,14 +54,14 @@ impl FuseDevice {
     pub fn resume(
         spec: &DeviceSpec,
         geometry: Arc<Geometry>,
-        mut fds: Vec<OwnedFd>,
+        loop_number: u32,
+        fds: Vec<OwnedFd>,
     ) -> Result<(Self, Vec<QueueSetup>), DeviceError> {
-        let (Some(loop_fd), Some(file)) = (fds.pop(), fds.pop()) else {
-            return Err(geometry.unsupported("its keeper has too few descriptors to resume it"));
-        };
-        let loop_device = loopdev::LoopDevice::from_fd(loop_fd)
-            .map_err(geometry.step("take over the loop device"))?;
-        let channels: Vec<_> = fds.into_iter().map(Arc::new).collect();
+        let loop_device = loopdev::LoopDevice::find(loop_number, &geometry.name)
+            .map_err(geometry.step("take over its loop device"))?;
+        let mut fds = fds.into_iter();
+        let file = fds.next();
+        let channels: Vec<_> = fds.map(Arc::new).collect();
         let Some(first) = channels.first() else {
             return Err(geometry.unsupported("its keeper has no FUSE channel"));
         };
@@ -72,10 +72,15 @@ impl FuseDevice {
             geometry,
             channels,
             mount: None,
-            file: Some(file),
+            file,
             loop_device: Some(loop_device),
         };
         Ok((device, queues))
+    }
+
+    /// Removes the loop device of a server that died and will not be resumed.
+    pub fn remove_leftover(name: &str, loop_number: u32) -> io::Result<()> {
+        loopdev::LoopDevice::find(loop_number, name)?.detach()
     }
 
     pub fn attach(&mut self) -> Result<PathBuf, DeviceError> {
@@ -95,6 +100,13 @@ impl FuseDevice {
             Mode::empty(),
         )
         .map_err(|e| geometry.step("open its file on FUSE")(e.into()))?;
+        // A process that dies closes its files, and a close waits for an answer to FLUSH, which nobody gives when it is the
+        // server that dies. Since Linux 5.18 a flag of the open file turns that off; before, having once learnt that
+        // there is no FLUSH, which a first close teaches.
+        drop(
+            file.try_clone()
+                .map_err(geometry.step("duplicate the descriptor of its file"))?,
+        );
         let config = loopdev::LoopConfig {
             block_size_bytes: geometry.block_size_bytes,
             read_only: geometry.read_only,
@@ -102,16 +114,14 @@ impl FuseDevice {
         };
         let device = loopdev::LoopDevice::attach(&file, &config)
             .map_err(geometry.step("attach a loop device"))?;
-        if !device
-            .is_direct_io()
-            .map_err(geometry.step("ask the loop device for its mode"))?
-        {
-            // Two page caches would hold the same data, and a write-back would need memory to free memory.
-            return Err(geometry.unsupported("the loop device refused direct I/O on its file"));
-        }
+        let direct = device.is_direct_io();
         let path = device.path();
         self.file = Some(file);
         self.loop_device = Some(device);
+        if !direct.map_err(geometry.step("ask the loop device for its mode"))? {
+            // Two page caches would hold the same data, and a write-back would need memory to free memory.
+            return Err(geometry.unsupported("the loop device refused direct I/O on its file"));
+        }
         Ok(path)
     }
 
@@ -138,17 +148,18 @@ impl FuseDevice {
             return Ok(None);
         };
         let gather = || -> io::Result<Vec<OwnedFd>> {
-            let mut fds = Vec::with_capacity(self.channels.len() + 2);
+            let mut fds = Vec::with_capacity(self.channels.len() + 1);
+            fds.push(file.try_clone()?);
             for channel in &self.channels {
                 fds.push(channel.as_fd().try_clone_to_owned()?);
             }
-            fds.push(file.try_clone()?);
-            fds.push(device.try_clone_fd()?);
             Ok(fds)
         };
         let fds = gather().map_err(self.geometry.step("duplicate its descriptors"))?;
         Ok(Some(Kept {
-            state: DeviceState::Fuse,
+            state: DeviceState::Fuse {
+                loop_number: device.number(),
+            },
             fds,
         }))
     }

@@ -222,7 +222,8 @@ impl FuseFrontEnd {
                 self.channel.reply(unique, attributes.as_bytes(), io);
             }
             opcode::OPEN => {
-                let flags = OpenFlags::DIRECT_IO | OpenFlags::PARALLEL_DIRECT_WRITES;
+                let flags =
+                    OpenFlags::DIRECT_IO | OpenFlags::NOFLUSH | OpenFlags::PARALLEL_DIRECT_WRITES;
                 let open = wire::OpenOut {
                     open_flags: flags.bits(),
                     ..Default::default()
@@ -242,11 +243,10 @@ impl FuseFrontEnd {
                 };
                 self.channel.reply(unique, statfs.as_bytes(), io);
             }
-            opcode::RELEASE | opcode::FLUSH | opcode::DESTROY => {
-                self.channel.reply(unique, &[], io)
-            }
+            opcode::RELEASE | opcode::DESTROY => self.channel.reply(unique, &[], io),
             // These want no reply. What was interrupted completes in its own time: so does a block device.
             opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => {}
+            // FLUSH too, see `FuseDevice::attach`.
             _ => return Err(Errno::NOSYS),
         }
         Ok(())

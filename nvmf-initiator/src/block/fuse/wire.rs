@@ -27,7 +27,6 @@ pub(super) mod opcode {
     pub const STATFS: u32 = 17;
     pub const RELEASE: u32 = 18;
     pub const FSYNC: u32 = 20;
-    pub const FLUSH: u32 = 25;
     pub const INIT: u32 = 26;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
@@ -54,6 +53,7 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(super) struct OpenFlags: u32 {
         const DIRECT_IO = 1 << 0;
+        const NOFLUSH = 1 << 5;
         const PARALLEL_DIRECT_WRITES = 1 << 6;
     }
 
