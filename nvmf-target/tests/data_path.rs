@@ -9,6 +9,8 @@ use common::*;
 use nvme_proto::queue::Transfer;
 use nvme_proto::wire::{FabricsType, IoOpcode, Nsid, Opcode, Sqe, Status};
 use nvmf_target::backend::{BackingOptions, BackingSpec};
+use nvmf_target::shard::Scope;
+use rig::SUBSYSTEM;
 use zerocopy::little_endian::U32;
 
 const SIZE: u64 = 64 << 20;
@@ -273,11 +275,35 @@ fn namespaces_of_a_subsystem_are_apart() {
             Status::INVALID_NAMESPACE.dnr(),
             "{nsid}"
         );
-        assert_eq!(
-            host.plain(&io(IoOpcode::FLUSH, host.nsid, 0, 1)),
-            Status::INVALID_NAMESPACE.dnr()
-        );
+        let flush = match nsid {
+            0xffff_ffff => Status::SUCCESS,
+            _ => Status::INVALID_NAMESPACE.dnr(),
+        };
+        assert_eq!(host.plain(&io(IoOpcode::FLUSH, host.nsid, 0, 1)), flush);
     }
+}
+
+#[test]
+fn one_flush_reaches_all_namespaces() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = BackingSpec::File {
+        path: dir.path().join("other"),
+        size_bytes: Some(SIZE),
+    };
+    let mut rig = Rig::new(&[memory(), file(dir.path()), other]);
+    let mut host = rig.connect();
+    let flush = io(IoOpcode::FLUSH, Nsid::ALL, 0, 1);
+    assert_eq!(host.plain(&flush), Status::SUCCESS);
+    rig.pause(Scope::Namespace(SUBSYSTEM, Nsid(3)));
+    let slot = host.submit(&flush, Transfer::None, Vec::new());
+    host.flush();
+    host.nsid = Nsid(2);
+    host.read(0, 4096).unwrap();
+    assert_eq!(host.completed(), 0, "it waits for the last namespace");
+    rig.resume(Scope::Namespace(SUBSYSTEM, Nsid(3)));
+    assert_eq!(host.wait(slot).status, Status::SUCCESS);
+    rig.set_namespaces(nvmf_target::model::NamespaceTable::default());
+    assert_eq!(host.plain(&flush), Status::SUCCESS, "nothing to flush");
 }
 
 #[test]

@@ -3,16 +3,16 @@
 //! Two steps that the shard takes in turn: [`FileBackend::submit`] starts the next operation, [`FileBackend::advance`] takes its
 //! result. One operation of a command is in flight at a time.
 //!
-//! Durability: FUA writes carry RWF_DSYNC, Flush is fdatasync, and zeroing with FUA ends with an fdatasync. Deallocation is advice and promises
-//! nothing about power loss.
+//! Durability: FUA writes carry RWF_DSYNC, Flush is fdatasync, zeroing with FUA ends with an fdatasync, and a read with FUA begins
+//! with one. Deallocation is advice and promises nothing about power loss.
 
 use std::sync::Arc;
 
 use nvme_proto::wire::Status;
-use nvmf_io::{Allocate, Buf, Errno, FileId, Ring, WriteFlags};
+use nvmf_io::{Allocate, Errno, FileId, Ring, WriteFlags};
 
 use super::backing::Backing;
-use super::command::{BackendOp, deallocated_range, deallocated_ranges};
+use super::command::{BackendOp, Ranges};
 use super::status::{Direction, status_of};
 use super::work::{Lent, Next, PIECE_BYTES, Stage, Task, Work};
 
@@ -58,7 +58,7 @@ impl FileBackend {
     /// Starts the next operation of the command, or ends it where there is nothing to start.
     pub fn submit(&mut self, task: &mut Task<'_>, lent: &mut Lent, ring: &mut Ring) -> Next {
         let (file, token, done) = (self.file, task.token, task.work.done);
-        if task.work.stage == Stage::Sync {
+        if let Stage::SyncFirst | Stage::Sync = task.work.stage {
             ring.fsync(file, true, token);
             return Next::InFlight;
         }
@@ -69,6 +69,7 @@ impl FileBackend {
                 BackendOp::Read {
                     offset_bytes,
                     len_bytes,
+                    ..
                 },
                 Some(data),
             ) => {
@@ -134,7 +135,8 @@ impl FileBackend {
                 }
             }
             (BackendOp::Deallocate { ranges }, Some(data)) => {
-                return self.deallocate(ranges, data, task, ring);
+                let ranges = Ranges::new(data, ranges, &task.geometry);
+                return self.deallocate(ranges, task, ring);
             }
             (
                 BackendOp::Verify {
@@ -184,32 +186,21 @@ impl FileBackend {
         }
     }
 
-    /// Starts the deallocation of the next range that is not empty. All ranges are checked before the first is touched.
-    fn deallocate(
-        &mut self,
-        ranges: u16,
-        data: &Buf,
-        task: &mut Task<'_>,
-        ring: &mut Ring,
-    ) -> Next {
-        if task.work.done == 0 {
-            let bad = deallocated_ranges(data, ranges, &task.geometry).find_map(Result::err);
-            if let Some(status) = bad {
-                return Next::Done(status);
-            }
+    /// Starts the deallocation of the next range. All ranges are checked before the first is touched.
+    fn deallocate(&mut self, ranges: Ranges<'_>, task: &mut Task<'_>, ring: &mut Ring) -> Next {
+        if task.work.done == 0
+            && let Err(status) = ranges.check()
+        {
+            return Next::Done(status);
         }
-        while self.punch_hole && task.work.done < u64::from(ranges) {
-            match deallocated_range(data, task.work.done as u16, &task.geometry) {
-                Err(status) => return Next::Done(status),
-                Ok(None) => task.work.done += 1,
-                Ok(Some((offset_bytes, len_bytes))) => {
-                    let mode = Allocate::PUNCH_HOLE | Allocate::KEEP_SIZE;
-                    ring.fallocate(self.file, mode, offset_bytes, len_bytes, task.token);
-                    return Next::InFlight;
-                }
+        match ranges.get(task.work.done as usize) {
+            Some((offset_bytes, len_bytes)) if self.punch_hole => {
+                let mode = Allocate::PUNCH_HOLE | Allocate::KEEP_SIZE;
+                ring.fallocate(self.file, mode, offset_bytes, len_bytes, task.token);
+                Next::InFlight
             }
+            _ => Next::Done(Status::SUCCESS),
         }
-        Next::Done(Status::SUCCESS)
     }
 
     /// Takes the result of the operation that the last [`FileBackend::submit`] started.
@@ -221,14 +212,21 @@ impl FileBackend {
     ) -> Next {
         let work = &mut *task.work;
         match (work.op, work.stage) {
-            (_, Stage::Sync) | (BackendOp::Flush | BackendOp::Nothing, _) => match result {
-                Ok(_) => Next::Done(Status::SUCCESS),
-                Err(errno) => Next::Done(status_of(errno, Direction::Write)),
-            },
+            (_, Stage::SyncFirst) if result.is_ok() => {
+                work.stage = Stage::Main;
+                Next::Again
+            }
+            (_, Stage::SyncFirst | Stage::Sync) | (BackendOp::Flush | BackendOp::Nothing, _) => {
+                match result {
+                    Ok(_) => Next::Done(Status::SUCCESS),
+                    Err(errno) => Next::Done(status_of(errno, Direction::Write)),
+                }
+            }
             (
                 BackendOp::Read {
                     offset_bytes,
                     len_bytes,
+                    ..
                 },
                 _,
             ) => self.moved(

@@ -3,7 +3,7 @@
 use nvme_proto::wire::Status;
 use nvmf_io::mem::SharedMemory;
 
-use super::command::{BackendOp, deallocated_ranges};
+use super::command::{BackendOp, Ranges};
 use super::work::Task;
 
 /// Executes a command on memory.
@@ -14,6 +14,7 @@ pub fn execute(memory: &SharedMemory, task: &Task<'_>) -> Status {
             BackendOp::Read {
                 offset_bytes,
                 len_bytes,
+                ..
             },
             Some(data),
         ) => {
@@ -50,13 +51,12 @@ pub fn execute(memory: &SharedMemory, task: &Task<'_>) -> Status {
             _,
         ) => clear(memory, end(offset_bytes, len_bytes)),
         (BackendOp::Deallocate { ranges }, Some(data)) => {
-            let ranges = || deallocated_ranges(data, ranges, &task.geometry);
-            // All of them are checked before the first is touched.
-            if let Some(status) = ranges().find_map(Result::err) {
+            let ranges = Ranges::new(data, ranges, &task.geometry);
+            if let Err(status) = ranges.check() {
                 return status;
             }
-            ranges()
-                .flatten()
+            (0..)
+                .map_while(|index| ranges.get(index))
                 .map(|(offset_bytes, len_bytes)| clear(memory, end(offset_bytes, len_bytes)))
                 .find(|status| !status.is_success())
                 .unwrap_or(Status::SUCCESS)
@@ -89,8 +89,8 @@ pub fn execute_null(task: &Task<'_>) -> Status {
             Status::COMPARE_FAILURE.dnr()
         }
         (BackendOp::Deallocate { ranges }, Some(data)) => {
-            let bad = deallocated_ranges(data, ranges, &task.geometry).find_map(Result::err);
-            bad.unwrap_or(Status::SUCCESS)
+            let checked = Ranges::new(data, ranges, &task.geometry).check();
+            checked.err().unwrap_or(Status::SUCCESS)
         }
         _ => Status::SUCCESS,
     }

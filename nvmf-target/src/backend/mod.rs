@@ -21,7 +21,7 @@ use nvmf_io::mem::SharedMemory;
 use nvmf_io::{Errno, Ring};
 
 pub use backing::{Backing, BackingOptions, BackingSpec};
-pub use command::{BackendOp, DataNeeds, Plan, plan};
+pub use command::{BackendOp, Plan, plan};
 pub use error::BackingError;
 pub use status::{Direction, status_of};
 pub use work::{Lent, Next, PIECE_BYTES, Task, Work};

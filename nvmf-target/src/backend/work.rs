@@ -21,6 +21,8 @@ pub struct Work {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// An fdatasync at the start, for a read with FUA.
+    SyncFirst,
     /// The operation itself.
     Main,
     /// Write Zeroes by writing them, since the backing has no better way.
@@ -32,11 +34,11 @@ pub(super) enum Stage {
 impl Work {
     /// A command that was not started yet.
     pub fn new(op: BackendOp) -> Self {
-        Self {
-            op,
-            stage: Stage::Main,
-            done: 0,
-        }
+        let stage = match op {
+            BackendOp::Read { fua: true, .. } => Stage::SyncFirst,
+            _ => Stage::Main,
+        };
+        Self { op, stage, done: 0 }
     }
 
     /// What it does.

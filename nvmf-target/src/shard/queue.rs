@@ -13,9 +13,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use nvme_proto::controller::validate_io;
 use nvme_proto::queue::{QueueLimits, SlotId, Transfer};
 use nvme_proto::tcp::ControllerConn;
-use nvme_proto::wire::{FabricsType, Qid, Status};
+use nvme_proto::wire::{Nsid, Qid, Status};
 use nvmf_io::{Buf, Errno, SockId};
 
 use super::context::{Context, Finished};
@@ -26,7 +27,7 @@ use super::slot::{Command, Phase, Slots};
 use super::spaces::SubsystemIndex;
 use super::token::{Purpose, QueueKey};
 use super::transmit::Tx;
-use crate::backend::{DataNeeds, Next, Plan, Task, Work, plan};
+use crate::backend::{Next, Task, Work, plan};
 use crate::model::ControllerShared;
 
 /// How often it is looked for hosts that hold buffers without going on, in the time that they are given.
@@ -142,26 +143,31 @@ impl Queue {
         if sqe.is_fabrics() {
             return self.fabrics_command(cx, slot);
         }
-        let Some(space_id) = cx.spaces.find(self.subsystem, sqe.nsid()) else {
-            return self.refuse(cx, slot, Status::INVALID_NAMESPACE.dnr());
-        };
-        let space = cx.spaces.get_mut(space_id);
-        let transfer = self.conn.transfer(slot);
-        let planned = plan(sqe, &space.namespace, self.limits.max_transfer_bytes)
-            .and_then(|plan| check_transfer(&plan, transfer).map(|()| plan));
-        let plan = match planned {
+        let space_id = cx.spaces.find(self.subsystem, sqe.nsid());
+        let namespace = space_id.map(|id| &*cx.spaces.get_mut(id).namespace);
+        let plan = match plan(sqe, namespace, self.limits.max_transfer_bytes) {
             Ok(plan) => plan,
             Err(status) => {
-                space.namespace.counters.shard(cx.shard).failed(false);
+                if let Some(namespace) = namespace {
+                    namespace.counters.shard(cx.shard).failed(false);
+                }
                 return self.refuse(cx, slot, status);
             }
         };
+        // Without a namespace of its own only what is for all of them passes the checks.
+        let Some(space_id) = space_id.or_else(|| cx.spaces.next(self.subsystem, Nsid::NONE)) else {
+            self.conn.complete(slot, Status::SUCCESS, 0);
+            return self.mark_dirty(cx);
+        };
+        let space = cx.spaces.get_mut(space_id);
+        let transfer = self.conn.transfer(slot);
         space.users += 1;
         let needs_no_buffer = space.backend.needs_no_buffer(&plan.op);
         self.slots[slot].command = Some(Command {
             space: space_id,
             revision: space.revision,
             work: Work::new(plan.op),
+            for_all: plan.for_all,
             to_host_bytes: match transfer {
                 Transfer::ToHost(len) => len,
                 _ => 0,
@@ -295,7 +301,10 @@ impl Queue {
             let sqe = self.conn.command(slot);
             let checked = match space.retired {
                 true => Err(Status::INVALID_NAMESPACE.dnr()),
-                false => plan(sqe, &space.namespace, self.limits.max_transfer_bytes).map(|_| ()),
+                false if command.for_all => Ok(()),
+                false => {
+                    plan(sqe, Some(&space.namespace), self.limits.max_transfer_bytes).map(|_| ())
+                }
             };
             if let Err(status) = checked {
                 return self.finish(cx, slot, status);
@@ -389,6 +398,10 @@ impl Queue {
         let Some(command) = state.command.take() else {
             return;
         };
+        if command.for_all && status.is_success() && self.next_namespace(cx, slot, command) {
+            return;
+        }
+        let state = &mut self.slots[slot];
         let space = cx.spaces.get_mut(command.space);
         if status.is_success() {
             cx.finished.push(Finished {
@@ -416,6 +429,23 @@ impl Queue {
         self.mark_dirty(cx);
     }
 
+    /// Goes on with a command for all namespaces. `false`: there are no more.
+    fn next_namespace(&mut self, cx: &mut Context, slot: SlotId, mut command: Command) -> bool {
+        let here = cx.spaces.get_mut(command.space).namespace.nsid;
+        let Some(next) = cx.spaces.next(self.subsystem, here) else {
+            return false;
+        };
+        cx.spaces.unuse(command.space, &mut cx.ring);
+        let space = cx.spaces.get_mut(next);
+        space.users += 1;
+        command.space = next;
+        command.revision = space.revision;
+        command.work = Work::new(command.work.op());
+        self.slots[slot].command = Some(command);
+        self.start(cx, slot);
+        true
+    }
+
     /// Completes a command that failed its checks.
     fn refuse(&mut self, cx: &mut Context, slot: SlotId, status: Status) {
         self.controller.counters.shard(cx.shard).failed(false);
@@ -426,15 +456,9 @@ impl Queue {
     /// A fabrics command on an I/O queue: Disconnect, or one that is in the wrong place.
     fn fabrics_command(&mut self, cx: &mut Context, slot: SlotId) {
         let sqe = self.conn.command(slot);
-        // RECFMT: the low half of command dword 10, 0 is the only format.
-        let record_format = sqe.cdw10.get() & 0xffff;
-        let status = match sqe.fctype() {
-            FabricsType::DISCONNECT if record_format == 0 => Status::SUCCESS,
-            FabricsType::DISCONNECT => Status::CONNECT_INCOMPATIBLE_FORMAT.dnr(),
-            // A queue is connected once.
-            FabricsType::CONNECT => Status::COMMAND_SEQUENCE_ERROR.dnr(),
-            // Properties and authentication of a controller without it: not here.
-            _ => Status::INVALID_OPCODE.dnr(),
+        let status = match validate_io(sqe, None) {
+            Ok(_) => Status::SUCCESS,
+            Err(fault) => fault.status(),
         };
         let disconnects = status.is_success();
         self.conn.complete(slot, status, 0);
@@ -453,19 +477,5 @@ impl Queue {
             // Goes to the back again when another pause holds it.
             self.start(cx, slot);
         }
-    }
-}
-
-/// The SGL describes the data that the command moves.
-fn check_transfer(plan: &Plan, transfer: Transfer) -> Result<(), Status> {
-    let to_host = match transfer {
-        Transfer::ToHost(len) => len,
-        _ => 0,
-    };
-    match (plan.data, transfer) {
-        // The protocol gives no transfer to opcodes without a direction.
-        (DataNeeds::None, Transfer::None) => Ok(()),
-        (DataNeeds::None, _) => Err(Status::INVALID_FIELD.dnr()),
-        (data, _) => data.check(transfer.bytes_from_host(), to_host),
     }
 }

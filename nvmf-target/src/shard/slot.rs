@@ -49,6 +49,8 @@ pub(super) struct Command {
     /// Of the space when the command was checked.
     pub(super) revision: u32,
     pub(super) work: Work,
+    /// Goes on with the subsystem's next namespace when it succeeded on this one.
+    pub(super) for_all: bool,
     /// Bytes to the host when it succeeds.
     pub(super) to_host_bytes: u32,
     pub(super) class: IoClass,

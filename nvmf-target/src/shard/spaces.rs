@@ -66,6 +66,15 @@ impl Spaces {
         *by_nsid.get((nsid.0 as usize).wrapping_sub(1))?
     }
 
+    /// The first space of a subsystem with an NSID above `nsid`.
+    pub(super) fn next(&self, subsystem: SubsystemIndex, nsid: Nsid) -> Option<SpaceId> {
+        let by_nsid = &self.subsystems[subsystem.0 as usize].by_nsid;
+        by_nsid
+            .iter()
+            .skip(nsid.0 as usize)
+            .find_map(|space| *space)
+    }
+
     /// A space that commands refer to, so that it is still there.
     #[inline]
     pub(super) fn get_mut(&mut self, id: SpaceId) -> &mut Space {
@@ -208,6 +217,8 @@ mod tests {
             assert_eq!(spaces.find(subsystem, Nsid(nsid)), None);
         }
         spaces.get_mut(two).users = 1;
+        let next = |nsid| spaces.next(subsystem, Nsid(nsid));
+        assert_eq!((next(0), next(1), next(2)), (Some(one), Some(two), None));
 
         let larger = Arc::new(Namespace {
             geometry: Geometry::new(512, 1 << 19).unwrap(),

@@ -85,11 +85,13 @@ impl Bench {
     }
 
     fn read(&mut self, offset_bytes: u64, len_bytes: u32) -> Result<Vec<u8>, Status> {
+        let fua = len_bytes.is_multiple_of(8192);
         let buf = self.filled(len_bytes, 0xee);
         match self.run(
             BackendOp::Read {
                 offset_bytes,
                 len_bytes,
+                fua,
             },
             Some(&buf),
         ) {
@@ -279,7 +281,8 @@ fn null_reads_zeroes_and_drops_writes() {
     assert_eq!(bench.write(0, 4096, 1, true), Status::SUCCESS);
     assert!(bench.backend.needs_no_buffer(&BackendOp::Read {
         offset_bytes: 0,
-        len_bytes: 4096
+        len_bytes: 4096,
+        fua: false
     }));
     let compare = BackendOp::Compare {
         offset_bytes: 0,
