@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use nvmf_target::config::cli::Cli;
 use nvmf_target::config::identity::Identity;
 use nvmf_target::control::run::{self, EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE};
-use nvmf_target::logging;
+use nvmf_target::logging::{self, print_line};
 
 fn main() -> ExitCode {
     let cli = Cli::from_process();
@@ -14,11 +14,7 @@ fn main() -> ExitCode {
 
 fn serve(cli: &Cli) -> u8 {
     if let Err(error) = logging::start(&cli.log, cli.json) {
-        report(
-            cli,
-            "--log",
-            &format!("{:?} is no filter: {error}", cli.log),
-        );
+        report(cli, "--log", &error.to_string());
         return EXIT_USAGE;
     }
     let identity = Identity::of_this_machine();
@@ -33,11 +29,9 @@ fn serve(cli: &Cli) -> u8 {
         }
     };
     if cli.check {
-        if cli.json {
-            println!("{}", serde_json::json!({ "event": "checked", "ok": true }));
-        } else {
-            println!("nothing wrong");
-        }
+        let ok = serde_json::json!({ "event": "checked", "ok": true }).to_string();
+        let line = if cli.json { &ok } else { "nothing wrong" };
+        print_line(std::io::stdout(), line);
         return EXIT_STOPPED;
     }
     match run::serve(cli, config, identity) {
@@ -51,12 +45,12 @@ fn serve(cli: &Cli) -> u8 {
 
 /// Says on standard error what is wrong, and where.
 fn report(cli: &Cli, place: &str, message: &str) {
-    if cli.json {
-        let line = serde_json::json!({ "event": "error", "place": place, "message": message });
-        eprintln!("{line}");
+    let line = if cli.json {
+        serde_json::json!({ "event": "error", "place": place, "message": message }).to_string()
     } else if place.is_empty() {
-        eprintln!("nvmf-target: {message}");
+        format!("nvmf-target: {message}")
     } else {
-        eprintln!("nvmf-target: {place}: {message}");
-    }
+        format!("nvmf-target: {place}: {message}")
+    };
+    print_line(std::io::stderr(), &line);
 }

@@ -18,6 +18,8 @@ mod discovery;
 mod fence;
 #[path = "server/keep_alive.rs"]
 mod keep_alive;
+#[path = "server/manager.rs"]
+mod manager;
 #[path = "server/reload.rs"]
 mod reload;
 #[path = "server/silent.rs"]

@@ -9,12 +9,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use nvmf_io::mem::SharedMemory;
 use nvmf_io::probe::direct_align;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, fdatasync, fstat, ftruncate, open, seek};
 use rustix::io::Errno;
 
+use super::claim::{claim, patiently};
 use super::error::BackingError;
 
 /// The block size where nothing asks for another.
@@ -105,6 +107,15 @@ pub(super) struct Storage {
 }
 
 impl Backing {
+    /// Like [`Backing::open`], but waits up to `patience` for storage that somebody else still has. Blocks.
+    pub fn open_patiently(
+        spec: &BackingSpec,
+        options: &BackingOptions,
+        patience: Duration,
+    ) -> Result<Self, BackingError> {
+        patiently(patience, || Self::open(spec, options))
+    }
+
     /// Opens what `spec` names. Blocks while the kernel does.
     pub fn open(spec: &BackingSpec, options: &BackingOptions) -> Result<Self, BackingError> {
         if let Some(block_bytes) = options.block_bytes
@@ -392,6 +403,7 @@ fn open_file(
             remedy,
         });
     }
+    claim(&fd, path, read_only)?;
     let mut size_bytes = measure(&fd).map_err(|errno| system("asking for its size", errno))?;
     match size {
         Some(wanted) if size_bytes < wanted && !read_only => {
@@ -414,6 +426,8 @@ fn open_file(
                 let again = access(read_only) | OFlags::CLOEXEC;
                 fd = open(path, again, Mode::empty())
                     .map_err(|errno| system("opening it again without direct I/O", errno))?;
+                // The lock went with the file that was open before.
+                claim(&fd, path, read_only)?;
                 direct = false;
             }
             Err(error) => return Err(unusable(what(), &error)),

@@ -10,6 +10,11 @@ pub enum BackingError {
     /// The file is not there and no size was given to make it.
     #[error("{}: no such file; give a size (PATH:SIZE) to have it made", .0.display())]
     Missing(PathBuf),
+    /// Another target has it open, or this one under another name.
+    #[error(
+        "{} is served already, by this or another process; end that, or serve it read-only on both sides", .0.display()
+    )]
+    InUse(PathBuf),
     /// Opening failed.
     #[error("{}: cannot be opened for {access}: {errno}{remedy}", .path.display())]
     Open {
@@ -77,4 +82,18 @@ pub enum BackingError {
         /// Why not, and what to do.
         why: String,
     },
+}
+
+impl BackingError {
+    /// Whether somebody else has the storage, so that it may be had later.
+    pub fn is_in_use(&self) -> bool {
+        matches!(
+            self,
+            Self::InUse(_)
+                | Self::Open {
+                    errno: Errno::BUSY,
+                    ..
+                }
+        )
+    }
 }

@@ -5,6 +5,7 @@
 //! two steps, [`Backend::submit`] and [`Backend::advance`], that the shard drives from completions. Nothing calls back.
 
 mod backing;
+mod claim;
 mod command;
 mod error;
 mod file;

@@ -1,6 +1,7 @@
 //! From a configuration to what can be served: backings opened, identifiers given or derived.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nvme_proto::wire::Nsid;
 use uuid::Uuid;
@@ -32,12 +33,14 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// Opens the storage of a namespace of the subsystem `nqn`, unless it is `open` already.
+    /// Opens the storage of a namespace of the subsystem `nqn`, unless it is `open` already, waiting up to
+    /// `patience` for storage that somebody else still has.
     pub fn open(
         &self,
         nqn: &Nqn,
         config: &NamespaceConfig,
         open: Option<Arc<Backing>>,
+        patience: Duration,
     ) -> Result<Namespace, OpenError> {
         let failed = |error| OpenError {
             nqn: nqn.clone(),
@@ -50,7 +53,10 @@ impl Opener {
         };
         let backing = match open {
             Some(backing) => backing,
-            None => Arc::new(Backing::open(&config.storage, &options).map_err(failed)?),
+            None => {
+                let opened = Backing::open_patiently(&config.storage, &options, patience);
+                Arc::new(opened.map_err(failed)?)
+            }
         };
         let geometry = Geometry::new(backing.block_bytes(), backing.size_bytes())
             .ok_or_else(|| failed(BackingError::BlockSize(backing.block_bytes())))?;
@@ -209,7 +215,7 @@ mod tests {
                 size_bytes: None,
             },
         );
-        let namespace = opener.open(&nqn, &config, None).unwrap();
+        let namespace = opener.open(&nqn, &config, None, Duration::ZERO).unwrap();
         assert_eq!(namespace.geometry.size_bytes(), 8192);
         assert!(opener.resized(&nqn, &namespace, &config).unwrap().is_none());
         let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
@@ -251,7 +257,7 @@ mod tests {
         );
         assert_eq!(
             opener()
-                .open(&nqn(), &missing, None)
+                .open(&nqn(), &missing, None, Duration::ZERO)
                 .unwrap_err()
                 .to_string(),
             "namespace 3 of nqn.2025-01.org.example:a: /nonexistent/a: no such file; give a size (PATH:SIZE) to have it made"

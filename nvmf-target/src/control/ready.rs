@@ -7,6 +7,8 @@ use std::path::Path;
 
 use sd_notify::NotifyState;
 
+use crate::logging::print_line;
+
 /// Writes the addresses, one `tcp://ADDR:PORT` a line, so that the file is either absent or complete.
 pub fn write_ready_file(path: &Path, addresses: &[SocketAddr]) -> io::Result<()> {
     let lines: String = addresses
@@ -22,13 +24,13 @@ pub fn write_ready_file(path: &Path, addresses: &[SocketAddr]) -> io::Result<()>
 /// Prints the addresses, and tells the service manager that hosts can connect.
 pub fn announce(addresses: &[SocketAddr], json: bool) {
     for address in addresses {
-        if json {
-            let line =
-                serde_json::json!({ "event": "listening", "address": format!("tcp://{address}") });
-            println!("{line}");
+        let address = format!("tcp://{address}");
+        let line = if json {
+            serde_json::json!({ "event": "listening", "address": address }).to_string()
         } else {
-            println!("listening on tcp://{address}");
-        }
+            format!("listening on {address}")
+        };
+        print_line(io::stdout(), &line);
     }
     ready("hosts can connect");
 }

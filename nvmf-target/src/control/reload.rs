@@ -6,6 +6,7 @@
 use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nvme_proto::wire::Nsid;
 
@@ -21,6 +22,9 @@ use crate::config::cli::Cli;
 use crate::config::{Config, TcpAddress};
 use crate::model::{HostAccess, Namespace, NamespaceTable, Subsystem};
 
+/// Opening blocks the control thread, and hosts wait for their keep-alives: storage in use is refused at once.
+const NO_PATIENCE: Duration = Duration::ZERO;
+
 /// Reads the configuration again and applies it, or says why not and leaves everything as it was.
 pub async fn reload(cli: &Cli, target: &Rc<Target>) {
     ready::reloading();
@@ -30,7 +34,14 @@ pub async fn reload(cli: &Cli, target: &Rc<Target>) {
         Err(_) => "hosts can connect; the configuration was not reloaded, see the log",
     };
     match outcome {
-        Ok(()) => tracing::info!("configuration reloaded"),
+        Ok(()) => {
+            if let Some(path) = &cli.ready_file
+                && let Err(error) = ready::write_ready_file(path, &target.listeners.addresses())
+            {
+                tracing::error!(path = %path.display(), "the ready file cannot be written: {error}");
+            }
+            tracing::info!("configuration reloaded");
+        }
         Err(error) => {
             let text = format!("{error:#}");
             tracing::error!("the configuration stays as it was: {text}");
@@ -70,8 +81,11 @@ async fn apply(cli: &Cli, target: &Rc<Target>) -> anyhow::Result<()> {
 }
 
 async fn prepare(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Prepared> {
-    let added: Result<Vec<_>, OpenError> =
-        plan.added.iter().map(|new| target.prepare(new)).collect();
+    let added: Result<Vec<_>, OpenError> = plan
+        .added
+        .iter()
+        .map(|new| target.prepare(new, NO_PATIENCE))
+        .collect();
     let changes: Result<Vec<_>, OpenError> = plan
         .kept
         .iter()
@@ -121,7 +135,7 @@ fn prepare_change(
         }
     }
     for config in &change.added {
-        let namespace = target.open(&change.nqn, config)?;
+        let namespace = target.open(&change.nqn, config, NO_PATIENCE)?;
         if !changed.contains(&namespace.nsid) {
             changed.push(namespace.nsid);
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -29,6 +30,9 @@ pub const EXIT_FAILED: u8 = 1;
 pub const EXIT_USAGE: u8 = 2;
 /// A second signal ended it before commands had finished.
 pub const EXIT_CUT_SHORT: u8 = 3;
+
+/// How long to wait for storage that a target which was killed has not let go of yet.
+const START_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves until a signal ends it.
 pub fn serve(cli: &Cli, config: Config, identity: Identity) -> anyhow::Result<u8> {
@@ -72,6 +76,10 @@ async fn run(cli: &Cli, config: Config, identity: Identity) -> anyhow::Result<u8
     );
     tokio::select! {
         () = stop(&target) => {
+            if let Some(path) = &cli.ready_file {
+                // Nobody listens there any more.
+                let _ = std::fs::remove_file(path);
+            }
             tracing::info!("stopped");
             Ok(EXIT_STOPPED)
         }
@@ -102,7 +110,7 @@ async fn start(
     let addresses = config.listeners.clone();
     let target = Target::new(config, opener, Shards::new(handles));
     for subsystem in &subsystems {
-        let prepared = target.prepare(subsystem)?;
+        let prepared = target.prepare(subsystem, START_PATIENCE)?;
         target.add(prepared).await;
     }
     for (configured, listener) in listeners::bind(&addresses)? {

@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nvme_proto::controller::SubsystemInfo;
 use nvme_proto::wire::nqn::DISCOVERY_NQN;
@@ -142,12 +142,16 @@ impl Target {
         })
     }
 
-    /// Opens what a subsystem serves. Nothing changes yet.
-    pub fn prepare(&self, config: &SubsystemConfig) -> Result<Subsystem, OpenError> {
+    /// Opens what a subsystem serves, waiting up to `patience` for storage that somebody else still has. Nothing changes yet.
+    pub fn prepare(
+        &self,
+        config: &SubsystemConfig,
+        patience: Duration,
+    ) -> Result<Subsystem, OpenError> {
         let namespaces: Result<Vec<Arc<Namespace>>, OpenError> = config
             .namespaces
             .iter()
-            .map(|namespace| self.open(&config.nqn, namespace).map(Arc::new))
+            .map(|namespace| self.open(&config.nqn, namespace, patience).map(Arc::new))
             .collect();
         let id = SubsystemId(self.next_subsystem.get());
         let namespaces = Arc::new(NamespaceTable::new(namespaces?));
@@ -166,7 +170,12 @@ impl Target {
     }
 
     /// Opens a namespace; storage that is served already, and is about to move, is taken over instead of being opened again.
-    pub fn open(&self, nqn: &Nqn, config: &NamespaceConfig) -> Result<Namespace, OpenError> {
+    pub fn open(
+        &self,
+        nqn: &Nqn,
+        config: &NamespaceConfig,
+        patience: Duration,
+    ) -> Result<Namespace, OpenError> {
         let subsystems = self.subsystems.borrow();
         let tables = subsystems
             .iter()
@@ -176,7 +185,7 @@ impl Target {
             let found = all.find(|namespace| open::serves(&namespace.backing, config));
             found.map(|namespace| Arc::clone(&namespace.backing))
         });
-        self.opener.open(nqn, config, served)
+        self.opener.open(nqn, config, served, patience)
     }
 
     /// Serves a prepared subsystem. Its namespaces are known to every shard when this ends.

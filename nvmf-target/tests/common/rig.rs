@@ -67,7 +67,8 @@ pub struct Rig {
 
 /// Namespace `nsid` on a new backing.
 pub fn namespace(nsid: u32, spec: &BackingSpec) -> Arc<Namespace> {
-    let backing = Backing::open(spec, &BackingOptions::default()).unwrap();
+    // The kernel closes the files of a ring that is gone in its own time.
+    let backing = Backing::open_patiently(spec, &BackingOptions::default(), PATIENCE).unwrap();
     namespace_on(nsid, Arc::new(backing))
 }
 

@@ -26,7 +26,7 @@ fn mistakes_exit_with_2_and_say_what_to_do() {
             &["--null", "1G", "--listen", "rdma://127.0.0.1"],
             "NVMe/TCP only",
         ),
-        (&["--null", "1G", "--log", "loud=quiet=3"], "--log"),
+        (&["--null", "1G", "--log", "loud"], "--log"),
         (&[], "nothing to serve"),
         (&["--config", "/nonexistent.toml"], "/nonexistent.toml"),
         (&["--frobnicate"], "--frobnicate"),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -49,10 +49,27 @@ impl Target {
 
     /// Starts with these arguments, on a free port of loopback unless they say where to listen.
     pub fn start(dir: tempfile::TempDir, arguments: &[&str]) -> Self {
+        Self::start_in(dir, arguments, &[])
+    }
+
+    /// The same with more in the environment.
+    pub fn start_in(
+        dir: tempfile::TempDir,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let mut target = Self::spawn(dir, arguments, environment);
+        target.wait_ready();
+        target
+    }
+
+    /// The same without waiting until it serves.
+    pub fn spawn(dir: tempfile::TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let ready = dir.path().join("ready");
         let _ = fs::remove_file(&ready);
         let mut command = command();
         command
+            .envs(environment.iter().copied())
             .args(arguments)
             .args(["--log", "debug", "--ready-file"])
             .arg(&ready);
@@ -77,21 +94,21 @@ impl Target {
                 }
             }
         });
-        let mut target = Target {
+        Target {
             child,
             log,
             seen: Vec::new(),
             addresses: Vec::new(),
             dir,
-        };
-        target.wait_ready(&ready);
-        target
+        }
     }
 
-    fn wait_ready(&mut self, ready: &Path) {
+    /// Waits until hosts can connect.
+    pub fn wait_ready(&mut self) {
+        let ready = self.file("ready");
         let start = Instant::now();
         loop {
-            if let Ok(text) = fs::read_to_string(ready) {
+            if let Ok(text) = fs::read_to_string(&ready) {
                 self.addresses = text
                     .lines()
                     .map(|line| line.strip_prefix("tcp://").unwrap().parse().unwrap())
