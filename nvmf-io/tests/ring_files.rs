@@ -401,3 +401,45 @@ fn a_ring_dropped_during_file_io_waits_for_it() {
         }
     });
 }
+
+#[test]
+fn a_poll_survives_full_queues() {
+    for baseline in [false, true] {
+        let config = RingConfig {
+            entries: 4,
+            completion_entries: 4,
+            rx_buffers: 0,
+            baseline,
+            ..RingConfig::default()
+        };
+        let mut ring = Ring::new(&config).unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        ring.poll_multishot(&reader, Interest::Readable, Token(1));
+        // The ring has a descriptor of its own.
+        drop(reader);
+        ring.wait(Wait::Poll).unwrap();
+        for _ in 0..10 {
+            // More completions than there is room for, the poll's among them.
+            for _ in 0..8 {
+                ring.nop(Token(0));
+            }
+            rustix::io::write(&writer, b"x").unwrap();
+            for _ in 0..8 {
+                ring.nop(Token(0));
+            }
+            let (mut nops, mut polls) = (0, 0);
+            while nops < 16 || polls < 1 {
+                let done = next(&mut ring);
+                assert!(done.result.is_ok(), "{done:?}");
+                match done.token {
+                    Token(0) => nops += 1,
+                    _ => {
+                        assert!(done.more);
+                        polls += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(ring.in_flight(), 1);
+    }
+}

@@ -1,6 +1,7 @@
 //! What operations do, with everything that their entries point at.
 
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
 use super::files::Id;
@@ -28,6 +29,12 @@ pub(super) enum Work {
     },
     WriteVectored {
         batch: BatchInFlight,
+    },
+    /// Waiting for a descriptor. Its own, since the entry names it by number.
+    Poll {
+        fd: OwnedFd,
+        events: u32,
+        multishot: bool,
     },
     /// A read that waits for a message.
     Message(Message),

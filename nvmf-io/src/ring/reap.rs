@@ -72,6 +72,18 @@ impl Ring {
                 }
                 self.finish(index, token, result)
             }
+            Work::Poll {
+                multishot: true, ..
+            } if result.is_ok() => {
+                // The kernel ends it where its queues were full, and after one wake if what is polled is a ring.
+                if !cqueue::more(flags) {
+                    self.arm_poll(index);
+                }
+                Some(Completion {
+                    more: true,
+                    ..Completion::bare(token, result)
+                })
+            }
             _ if cqueue::more(flags) => Some(Completion {
                 more: true,
                 ..Completion::bare(token, result)

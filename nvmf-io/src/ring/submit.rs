@@ -350,30 +350,53 @@ impl Ring {
         self.push(entry.user_data(self.ops.key(index)));
     }
 
-    /// Completes each time `fd` becomes readable or writable, until it fails or is cancelled. Submitted at once.
+    /// Completes each time `fd` becomes readable or writable, until it fails or is cancelled. The ring keeps a
+    /// duplicate of the descriptor.
     pub fn poll_multishot(&mut self, fd: impl AsFd, interest: Interest, token: Token) {
         self.poll(fd.as_fd(), interest, true, token);
     }
 
-    /// Completes when `fd` is readable or writable, once. Submitted at once.
+    /// Completes when `fd` is readable or writable, once.
     pub fn poll_once(&mut self, fd: impl AsFd, interest: Interest, token: Token) {
         self.poll(fd.as_fd(), interest, false, token);
     }
 
-    fn poll(&mut self, fd: BorrowedFd<'_>, interest: Interest, multi: bool, token: Token) {
+    fn poll(&mut self, fd: BorrowedFd<'_>, interest: Interest, multishot: bool, token: Token) {
         let events = match interest {
-            Interest::Readable => libc::POLLIN,
-            Interest::Writable => libc::POLLOUT,
+            Interest::Readable => libc::POLLIN as u32,
+            Interest::Writable => libc::POLLOUT as u32,
         };
-        let index = self.ops.insert(token, Work::Plain);
-        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events as u32)
-            .multi(multi)
+        match rustix::io::fcntl_dupfd_cloexec(fd, 0) {
+            Ok(fd) => {
+                let index = self.ops.insert(
+                    token,
+                    Work::Poll {
+                        fd,
+                        events,
+                        multishot,
+                    },
+                );
+                self.arm_poll(index);
+            }
+            Err(errno) => self.fail(token, errno, None),
+        }
+    }
+
+    /// Submits the entry of a poll.
+    pub(super) fn arm_poll(&mut self, index: u32) {
+        let Work::Poll {
+            fd,
+            events,
+            multishot,
+        } = self.ops.get_mut(index).work()
+        else {
+            return;
+        };
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), *events)
+            .multi(*multishot)
             .build()
             .user_data(self.ops.key(index));
         self.push(entry);
-        // The entry names the descriptor by number, and the caller may close it after this call. Should the kernel not
-        // take it now, the poll may end up on another file, and report what nobody waits for.
-        self.flush();
     }
 
     /// A ublk I/O command. `buf` is the memory that the kernel copies the request's data to and from (none with
