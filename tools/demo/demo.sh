@@ -19,7 +19,7 @@ target_pid=''
 mounted=''
 connected=''
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+say() { if [ -t 1 ]; then printf '\n\033[1m%s\033[0m\n' "$*"; else printf '\n%s\n' "$*"; fi; }
 
 cleanup() {
   local code=$?
@@ -60,6 +60,7 @@ for _ in $(seq 200); do
 done
 [ -s "$dir/ready" ] || { echo 'demo: the target was not ready within 10 s' >&2; exit 1; }
 address=$(head -n 1 "$dir/ready")
+address=${address#tcp://}
 port=${address##*:}
 echo "target: pid $target_pid, $address, $nqn"
 
@@ -111,8 +112,9 @@ say '6. Clean up'
 if [ -n "$connected" ]; then
   "$bin/nvmf-initiator" disconnect -n "$nqn"
   connected=''
+  echo 'the device is gone'
 fi
 kill -TERM "$target_pid"
 wait "$target_pid"
 target_pid=''
-echo 'done: the device is gone, the target has drained and ended, the files are removed'
+echo 'done: the target has drained and ended, the files are removed'
