@@ -34,3 +34,4 @@ pub mod run;
 pub mod shards;
 pub mod target;
 pub mod view;
+pub mod watch;

@@ -17,6 +17,7 @@ use super::ready;
 use super::reload;
 use super::shards::Shards;
 use super::target::Target;
+use super::watch;
 use crate::config::Config;
 use crate::config::cli::Cli;
 use crate::config::identity::Identity;
@@ -58,6 +59,7 @@ async fn run(cli: &Cli, config: Config, identity: Identity) -> anyhow::Result<u8
     let (events, shard_events) = mpsc::unbounded_channel();
     let target = start(config, identity, events).await?;
     net::spawn(follow_shards(Rc::clone(&target), shard_events));
+    net::spawn(watch::watch(Rc::downgrade(&target)));
     let addresses = target.listeners.addresses();
     if let Some(path) = &cli.ready_file {
         ready::write_ready_file(path, &addresses)

@@ -82,3 +82,15 @@ fn subsystem_of(target: &Target) -> String {
         .find(|entry| entry.subtype == nvme_proto::wire::log::SubsystemType::NVM);
     nvm.unwrap().nqn().unwrap().to_string()
 }
+
+#[test]
+fn a_deleted_file_is_told_of_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.img");
+    let argument = format!("{}:1M", file.display());
+    let mut target = Target::start(tempfile::tempdir().unwrap(), &["--file", &argument]);
+    fs::remove_file(&file).unwrap();
+    let line = target.wait_log("was deleted");
+    assert!(line.contains("a.img"), "{line}");
+    assert_eq!(target.stop().code(), Some(0));
+}
