@@ -36,6 +36,7 @@ guest    dmsetup            device mapper: disks that fail, delay or record
 guest    nbd-client         the kernel's NBD
 guest    fuse3              fusermount, for FUSE without root
 guest    jq                 reads JSON output
+guest    python3            replays what dm-log-writes recorded, in tests of power cuts
 guest    strace             shows the system calls that reach a file
 guest    tshark             reads captures with an NVMe/TCP dissector that is not ours
 LIST
