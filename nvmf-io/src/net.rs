@@ -283,4 +283,36 @@ mod tests {
             "{text}"
         );
     }
+
+    #[test]
+    fn connecting_from_an_address_and_to_nobody() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let source = "127.0.0.2:0".parse().unwrap();
+        let options = SocketOptions {
+            buffer_bytes: Some(1 << 20),
+            keepalive: Some(Duration::from_secs(20)),
+            user_timeout: Some(Duration::from_secs(10)),
+            ..SocketOptions::default()
+        };
+        let socket = connect(address, Some(source), &options, LIMIT).unwrap();
+        let (_peer, from) = listener.accept().unwrap();
+        assert_eq!(from.ip(), source.ip());
+        assert!(sockopt::tcp_nodelay(&socket).unwrap());
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 10_000);
+        assert_eq!(
+            sockopt::tcp_keepidle(&socket).unwrap(),
+            Duration::from_secs(20)
+        );
+        let flags = rustix::fs::fcntl_getfl(&socket).unwrap();
+        assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK), "blocking");
+
+        drop(listener);
+        let error = connect(address, None, &options, LIMIT).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+        let foreign = Some("192.0.2.1:0".parse().unwrap());
+        let error = connect(address, foreign, &options, LIMIT).unwrap_err();
+        assert!(error.to_string().contains("192.0.2.1"), "{error}");
+    }
 }

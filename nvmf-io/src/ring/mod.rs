@@ -7,7 +7,8 @@
 //! | `slab`, `ops` | the operations: what the kernel may touch is owned there |
 //! | `files` | registered files and sockets |
 //! | `rx` | receive buffers: a provided-buffer ring, or handed out one by one |
-//! | `submit` | one method for each operation |
+//! | `storage`, `stream` | one method for each operation, on files and devices or on sockets |
+//! | `submit` | queueing, the hand-over to the kernel, waiting |
 //! | `message` | reads from devices that hand out messages |
 //! | `reap` | completions, with what is retried or re-armed behind the caller's back |
 //! | `big` | a second kind of ring, for device commands |
@@ -29,6 +30,8 @@ mod reap;
 mod rx;
 mod setup;
 mod slab;
+mod storage;
+mod stream;
 mod submit;
 mod teardown;
 
@@ -45,7 +48,8 @@ pub use big::{BigRing, CommandDone};
 pub use files::{FileId, SockId};
 pub use rx::RxChunk;
 pub use setup::{Features, RingError};
-pub use submit::{Allocate, Interest, UblkIo, UblkOp, WriteFlags};
+pub use storage::{Allocate, UblkIo, UblkOp, WriteFlags};
+pub use stream::Interest;
 
 use crate::tx::TxBatch;
 use enter::Enter;
