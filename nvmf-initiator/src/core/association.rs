@@ -65,15 +65,6 @@ impl Association {
         let cntlid = link.cntlid;
         let admin = AdminQueue::new(link, target.options.connect_timeout());
         let cap = Cap(property(&admin, Property::CAP).await?);
-        if cap.css() & Cap::CSS_NVM == 0
-            && cap.css() & Cap::CSS_IOCSS == 0
-            && !target.is_discovery()
-        {
-            return Err(ConnectError::Unusable(format!(
-                "no NVM command set (CAP.CSS {:02x}h)",
-                cap.css()
-            )));
-        }
         if cap.mpsmin() > 0 {
             return Err(ConnectError::Unusable(format!(
                 "its smallest memory page is {} bytes, this host's is 4096",
@@ -89,7 +80,7 @@ impl Association {
         };
         association.enable().await?;
         association.identify = association.identify_controller().await?;
-        association.check(target)?;
+        association.check()?;
         association.configure_events().await?;
         Ok(association)
     }
@@ -127,16 +118,26 @@ impl Association {
         }
     }
 
-    fn check(&self, target: &Target) -> Result<(), ConnectError> {
-        let id = &*self.identify;
+    /// Whether this is a discovery controller: by its own word, or (before version 1.4) by having no I/O queues.
+    pub fn is_discovery(&self) -> bool {
+        let kind = self.identify.cntrltype;
+        kind == IdentifyController::CNTRLTYPE_DISCOVERY
+            || (kind == 0 && self.identify.ioccsz.get() == 0)
+    }
+
+    fn check(&self) -> Result<(), ConnectError> {
+        let (id, css) = (&*self.identify, self.cap.css());
         let unusable = |what: String| Err(ConnectError::Unusable(what));
-        if target.is_discovery() {
+        if self.is_discovery() {
             return Ok(());
         }
+        if css & (Cap::CSS_NVM | Cap::CSS_IOCSS) == 0 {
+            return unusable(format!("it has no I/O command set (CAP.CSS {css:02x}h)"));
+        }
         if id.ioccsz.get() < 4 {
+            let bytes = id.ioccsz.get() * 16;
             return unusable(format!(
-                "its I/O command capsules ({} * 16 bytes) do not hold a command",
-                id.ioccsz.get()
+                "its I/O command capsules of {bytes} bytes do not hold a command"
             ));
         }
         if id.icdoff.get() != 0 {

@@ -251,6 +251,10 @@ impl Fresh {
     async fn establish(spec: &ControllerSpec, needed_queues: u16) -> Result<Fresh, ConnectError> {
         let (target, host) = (&spec.target, &spec.host);
         let association = Association::establish(target, host, target.options.kato_ms()).await?;
+        if association.is_discovery() {
+            let what = "it is a discovery controller; see `discover` and `connect-all`".to_owned();
+            return Err(ConnectError::Unusable(what));
+        }
         let granted = association
             .set_number_of_queues(spec.wanted_queues())
             .await?;
@@ -392,9 +396,9 @@ impl Task {
         let id = &fresh.association.identify;
         let info = ControllerInfo {
             cntlid: fresh.association.cntlid,
-            serial: text(id.sn.trimmed()),
-            model: text(id.mn.trimmed()),
-            firmware: text(id.fr.trimmed()),
+            serial: id.sn.to_string(),
+            model: id.mn.to_string(),
+            firmware: id.fr.to_string(),
             queues,
             shards: self.shards_in_use,
         };
@@ -765,8 +769,4 @@ fn while_lost(command: Option<ControllerCommand>) -> Result<(), Disconnect> {
         }
     }
     Ok(())
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }

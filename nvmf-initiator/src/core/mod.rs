@@ -17,6 +17,7 @@
 pub(crate) mod admin;
 pub(crate) mod association;
 pub mod controller;
+pub mod discovery;
 pub mod error;
 pub(crate) mod head;
 pub(crate) mod link;
