@@ -2,9 +2,11 @@
 
 pub mod address;
 pub mod block;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod core;
+pub mod daemon;
 pub mod host;
 pub mod options;
 pub mod polled;

@@ -1,5 +1,7 @@
-//! Placeholder.
-fn main() {
-    eprintln!("not built yet");
-    std::process::exit(1);
+//! `nvmf-initiator`: see [`nvmf_initiator::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nvmf_initiator::cli::main()
 }

@@ -1,6 +1,8 @@
 //! Settings of the whole process.
 
 use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// PR_SET_IO_FLUSHER, Linux 5.6.
@@ -30,6 +32,31 @@ pub fn lock_memory() -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Descriptors that the service manager passed (LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES), with their names: listening
+/// sockets, and what the process before this one put into the manager's store. Only the first call returns them.
+pub fn passed_descriptors() -> Vec<(String, OwnedFd)> {
+    /// The first descriptor that is passed, by the protocol.
+    const FIRST: RawFd = 3;
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    if number("LISTEN_PID") != Some(std::process::id()) || TAKEN.swap(true, Ordering::Relaxed) {
+        return Vec::new();
+    }
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    let count = number("LISTEN_FDS").unwrap_or(0).min(4096) as RawFd;
+    let passed = (FIRST..FIRST + count).filter_map(|fd| {
+        let name = names.next().unwrap_or_default().to_owned();
+        // SAFETY: the manager made this descriptor for this process (LISTEN_PID says so), and the flag above lets
+        // nobody take it twice. Whether it is open at all is asked before it is owned.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC).ok()?;
+        // SAFETY: as above: it is open, and it is ours.
+        Some((name, unsafe { OwnedFd::from_raw_fd(fd) }))
+    });
+    passed.collect()
 }
 
 /// Memory of this process that is resident, in bytes.

@@ -4,7 +4,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{
@@ -23,42 +23,66 @@ const MAX_STATE_BYTES: usize = 4096;
 /// Sends what is kept of a device.
 pub fn send(socket: &UnixStream, kept: &Kept) -> io::Result<()> {
     let state = serde_json::to_vec(&kept.state).map_err(io::Error::other)?;
-    if kept.fds.len() > MAX_FDS {
-        let error = format!(
-            "{} descriptors do not fit into a message of at most {MAX_FDS}",
-            kept.fds.len()
-        );
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
-    }
     let fds: Vec<_> = kept.fds.iter().map(AsFd::as_fd).collect();
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    }
-    let sent = rustix::net::sendmsg(
-        socket,
-        &[IoSlice::new(&state)],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )?;
-    if sent == state.len() {
-        return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::WriteZero,
-        "the keeper took only a part of the message",
-    ))
+    send_message(socket, &state, &fds)
 }
 
 /// Receives what [`send`] sent.
 pub fn receive(socket: &UnixStream) -> io::Result<Kept> {
-    let mut state = [0; MAX_STATE_BYTES];
+    let (state, fds) = receive_message(socket, MAX_STATE_BYTES)?;
+    let state = serde_json::from_slice(&state).map_err(|e| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("not the state of a device: {e}"),
+        )
+    })?;
+    Ok(Kept { state, fds })
+}
+
+/// Sends `data` and descriptors as one message.
+pub(crate) fn send_message(
+    socket: impl AsFd,
+    data: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    if fds.len() > MAX_FDS {
+        let error = format!(
+            "{} descriptors do not fit into a message of at most {MAX_FDS}",
+            fds.len()
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+    }
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    let sent = rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(data)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
+    if sent == data.len() {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::WriteZero,
+        "the peer took only a part of the message",
+    ))
+}
+
+/// Receives a message of at most `max_bytes` with its descriptors; a closed socket is [`io::ErrorKind::UnexpectedEof`].
+pub(crate) fn receive_message(
+    socket: impl AsFd,
+    max_bytes: usize,
+) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut data = vec![0; max_bytes];
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
         socket,
-        &mut [IoSliceMut::new(&mut state)],
+        &mut [IoSliceMut::new(&mut data)],
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     )?;
@@ -74,13 +98,8 @@ pub fn receive(socket: &UnixStream) -> io::Result<Kept> {
             "the socket was closed before the hand-over",
         ));
     }
-    let state = serde_json::from_slice(&state[..received.bytes]).map_err(|e| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("not the state of a device: {e}"),
-        )
-    })?;
-    Ok(Kept { state, fds })
+    data.truncate(received.bytes);
+    Ok((data, fds))
 }
 
 #[cfg(test)]

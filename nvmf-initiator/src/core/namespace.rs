@@ -46,7 +46,7 @@ impl fmt::Display for NamespaceIdentity {
 }
 
 /// The largest single commands that the controller takes for a namespace, in blocks. Zero where it has no such command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Read, Write and Compare.
     pub max_transfer_blocks: u32,
@@ -82,9 +82,10 @@ impl CommandBounds {
 }
 
 /// A namespace as its controller describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamespaceInfo {
     /// The identifier on this controller.
+    #[serde(with = "as_number")]
     pub nsid: Nsid,
     /// The identifiers that hold everywhere.
     pub identity: NamespaceIdentity,
@@ -100,6 +101,19 @@ pub struct NamespaceInfo {
     pub volatile_cache: bool,
     /// Bounds of one command.
     pub limits: Limits,
+}
+
+mod as_number {
+    use nvme_proto::wire::Nsid;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(nsid: &Nsid, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u32(nsid.0)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Nsid, D::Error> {
+        u32::deserialize(from).map(Nsid)
+    }
 }
 
 impl NamespaceInfo {

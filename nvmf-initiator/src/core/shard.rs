@@ -120,11 +120,6 @@ impl Shard {
         &self.pool
     }
 
-    /// The ring and the buffers, for a front end.
-    pub fn io(&mut self) -> (&mut Ring, &BufPool) {
-        (&mut self.ring, &self.pool)
-    }
-
     /// Requests that are not answered.
     pub fn open(&self) -> usize {
         self.requests.open()
@@ -260,6 +255,11 @@ impl Shard {
             Err(error) => self.fail_queue(index, error),
         }
         None
+    }
+
+    /// Whether there are answers to take.
+    pub fn has_completed(&self) -> bool {
+        !self.completed.is_empty()
     }
 
     /// Answers, oldest first.

@@ -1,0 +1,356 @@
+//! The keeper: a process that holds what must outlive the daemon, and starts the daemon again when it dies.
+//!
+//! It understands nothing of what it holds: descriptors under a name. It is this same program, so that the pages of the
+//! program that it has locked in memory are those that a new daemon is started from, even while the disk that the program
+//! is on waits for that daemon.
+//!
+//! Where systemd runs the daemon, its descriptor store and its restarts take the keeper's place.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use sd_notify::NotifyState;
+use serde::{Deserialize, Serialize};
+
+use super::RunDir;
+use super::state::State;
+use crate::block::keeper::{receive_message, send_message};
+
+/// Room for a message: a name and a few words.
+const MAX_MESSAGE_BYTES: usize = 4096;
+/// A daemon that lived shorter than this is not started again at once.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+/// The longest pause before a daemon is started again.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Message {
+    /// Hold these descriptors under this name (to the keeper); they were held (from the keeper).
+    Hold(String),
+    /// Close them.
+    Release(String),
+    /// The daemon ends in order; it need not be started again.
+    Bye,
+    /// That was all that is held.
+    End,
+}
+
+fn send(socket: impl AsFd, message: &Message, fds: &[OwnedFd]) -> io::Result<()> {
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    send_message(socket, &serde_json::to_vec(message)?, &fds)
+}
+
+fn receive(socket: impl AsFd) -> io::Result<(Message, Vec<OwnedFd>)> {
+    let (data, fds) = receive_message(socket, MAX_MESSAGE_BYTES)?;
+    Ok((serde_json::from_slice(&data)?, fds))
+}
+
+/// Descriptors by name.
+pub(crate) type Held = BTreeMap<String, Vec<OwnedFd>>;
+
+// --- the keeper's process --------------------------------------------------------------------------------------------
+
+/// Runs the keeper: starts daemons until one ends in order. Returns at once when another keeper or daemon is there.
+pub fn run(run: &RunDir) -> io::Result<()> {
+    // Started by a command that a user may interrupt: leave its session. It fails only for a group leader, which a
+    // keeper is when it was started by hand, and then it may stay.
+    let _ = rustix::process::setsid();
+    run.create()?;
+    let Some(_lock) = lock(run)? else {
+        return Ok(());
+    };
+    protect();
+    let mut held = Held::new();
+    let mut pause = Duration::ZERO;
+    let mut first = true;
+    loop {
+        let begin = Instant::now();
+        let (mut child, socket) = start_daemon(run, first)?;
+        if first {
+            // Whoever waits for the daemon's word shall see the end of the stream when the daemon closes it.
+            let null = File::options().write(true).open("/dev/null")?;
+            rustix::stdio::dup2_stdout(&null)?;
+            first = false;
+        }
+        let ended_in_order = serve(&socket, &mut held);
+        let status = child.wait()?;
+        if ended_in_order && held.is_empty() {
+            return Ok(());
+        }
+        if held.is_empty() && State::read(run).is_ok_and(|state| state.controllers.is_empty()) {
+            return Ok(());
+        }
+        pause = match begin.elapsed() {
+            lived if lived >= SHORT_LIFE => Duration::ZERO,
+            _ => (pause * 2).clamp(Duration::from_secs(1), MAX_PAUSE),
+        };
+        eprintln!(
+            "keeper: the daemon ended ({status}); starting it again in {} s",
+            pause.as_secs()
+        );
+        std::thread::sleep(pause);
+    }
+}
+
+/// Takes the lock that says that a daemon is there or will be; `None` when somebody else has it.
+pub(crate) fn lock(run: &RunDir) -> io::Result<Option<File>> {
+    let file = File::options()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(run.lock())?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// What keeps memory reclaim from waiting for the devices that this process serves, as far as it is allowed to.
+pub(crate) fn protect() {
+    let tried = |what: &str, result: io::Result<()>| {
+        if let Err(error) = result {
+            tracing::warn!(%error, "cannot {what}: under memory pressure this node's own devices may hang");
+        }
+    };
+    tried(
+        "mark this process as one that memory reclaim depends on (needs CAP_SYS_RESOURCE)",
+        nvmf_io::process::set_io_flusher(),
+    );
+    tried(
+        "lock its memory (needs CAP_IPC_LOCK, or enough RLIMIT_MEMLOCK)",
+        nvmf_io::process::lock_memory(),
+    );
+    tried(
+        "exempt it from the OOM killer (needs CAP_SYS_RESOURCE)",
+        std::fs::write("/proc/self/oom_score_adj", "-1000"),
+    );
+}
+
+fn start_daemon(run: &RunDir, with_stdout: bool) -> io::Result<(Child, OwnedFd)> {
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // The program as it runs, even when the file was replaced meanwhile.
+    let child = Command::new("/proc/self/exe")
+        .arg("--run-dir")
+        .arg(run.path())
+        .args(["daemon", "--kept"])
+        .stdin(theirs)
+        .stdout(if with_stdout {
+            Stdio::inherit()
+        } else {
+            Stdio::null()
+        })
+        .spawn()?;
+    Ok((child, ours))
+}
+
+/// Gives the daemon what is held, and holds what it gives, until it ends; whether it ended in order.
+fn serve(socket: &OwnedFd, held: &mut Held) -> bool {
+    let give = || -> io::Result<()> {
+        for (name, fds) in held.iter() {
+            send(socket, &Message::Hold(name.clone()), fds)?;
+        }
+        send(socket, &Message::End, &[])
+    };
+    if let Err(error) = give() {
+        eprintln!("keeper: cannot give the daemon what is held: {error}");
+    }
+    let mut in_order = false;
+    loop {
+        match receive(socket) {
+            Ok((Message::Hold(name), fds)) => drop(held.insert(name, fds)),
+            Ok((Message::Release(name), _)) => drop(held.remove(&name)),
+            Ok((Message::Bye, _)) => in_order = true,
+            Ok((Message::End, _)) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return in_order,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                eprintln!("keeper: {error}");
+                return false;
+            }
+        }
+    }
+}
+
+// --- the daemon's end ------------------------------------------------------------------------------------------------
+
+/// Whoever holds descriptors for this daemon.
+pub(crate) enum Keeper {
+    /// A keeper process, at the other end of this socket.
+    Process(OwnedFd),
+    /// The service manager.
+    Systemd,
+    /// Nobody: devices die with this process, those aside that the kernel itself keeps.
+    Nobody,
+}
+
+impl Keeper {
+    /// Finds who holds descriptors, and takes what is held. `kept`: a keeper is at standard input.
+    pub fn find(kept: bool) -> io::Result<(Keeper, Held)> {
+        let mut held = Held::new();
+        if kept {
+            let socket = io::stdin().as_fd().try_clone_to_owned()?;
+            loop {
+                match receive(&socket)? {
+                    (Message::Hold(name), fds) => drop(held.insert(name, fds)),
+                    (Message::End, _) => return Ok((Keeper::Process(socket), held)),
+                    (other, _) => {
+                        return Err(io::Error::other(format!("the keeper began with {other:?}")));
+                    }
+                }
+            }
+        }
+        if std::env::var_os("NOTIFY_SOCKET").is_none() {
+            return Ok((Keeper::Nobody, held));
+        }
+        let mut passed = nvmf_io::process::passed_descriptors();
+        // The store does not keep their order; their names end in it.
+        passed.sort_by_key(|(name, _)| store_order(name));
+        for (name, fd) in passed {
+            let name = name
+                .rsplit_once('#')
+                .map_or(name.as_str(), |(device, _)| device);
+            held.entry(name.to_owned()).or_default().push(fd);
+        }
+        Ok((Keeper::Systemd, held))
+    }
+
+    /// Has the descriptors held under this name, in place of what was held under it.
+    pub fn hold(&self, name: &str, fds: &[OwnedFd]) -> io::Result<()> {
+        match self {
+            Keeper::Process(socket) => send(socket, &Message::Hold(name.to_owned()), fds),
+            Keeper::Nobody => Ok(()),
+            Keeper::Systemd => {
+                self.release(name, fds.len())?;
+                for (index, fd) in fds.iter().enumerate() {
+                    let name = format!("{name}#{index}");
+                    // Without FDPOLL=0 a descriptor that reports a hang-up is dropped from the store.
+                    let states = [
+                        NotifyState::FdStore,
+                        NotifyState::FdName(&name),
+                        NotifyState::Custom("FDPOLL=0"),
+                    ];
+                    sd_notify::notify_with_fds(&states, &[fd.as_fd()])?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Has what is held under this name closed: `count` descriptors.
+    pub fn release(&self, name: &str, count: usize) -> io::Result<()> {
+        match self {
+            Keeper::Process(socket) => send(socket, &Message::Release(name.to_owned()), &[]),
+            Keeper::Nobody => Ok(()),
+            Keeper::Systemd => {
+                for index in 0..count {
+                    let name = format!("{name}#{index}");
+                    sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)])?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// This daemon ends in order and leaves nothing behind.
+    pub fn bye(&self) {
+        if let Keeper::Process(socket) = self
+            && let Err(error) = send(socket, &Message::Bye, &[])
+        {
+            tracing::warn!(%error, "cannot tell the keeper of the end");
+        }
+    }
+}
+
+fn store_order(name: &str) -> (String, usize) {
+    match name.rsplit_once('#') {
+        Some((device, index)) => (device.to_owned(), index.parse().unwrap_or(usize::MAX)),
+        None => (name.to_owned(), 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+
+    #[test]
+    fn what_is_held_comes_back_to_the_next_daemon() {
+        let pair = || {
+            socketpair(
+                AddressFamily::UNIX,
+                SocketType::SEQPACKET,
+                SocketFlags::CLOEXEC,
+                None,
+            )
+            .unwrap()
+        };
+        let mut held = Held::new();
+        let (keeper, daemon) = pair();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let daemon = Keeper::Process(daemon);
+        daemon.hold("a", &[reader]).unwrap();
+        daemon.hold("b", &[writer]).unwrap();
+        daemon.hold("c", &[]).unwrap();
+        daemon.release("c", 0).unwrap();
+        drop(daemon);
+        assert!(!serve(&keeper, &mut held), "it went without a word");
+        assert_eq!(held.keys().collect::<Vec<_>>(), ["a", "b"]);
+
+        let (keeper, daemon) = pair();
+        let serving = std::thread::spawn(move || {
+            let in_order = serve(&keeper, &mut held);
+            (in_order, held)
+        });
+        let mut fds = Vec::new();
+        loop {
+            match receive(&daemon).unwrap() {
+                (Message::Hold(_), held) => fds.extend(held),
+                (Message::End, _) => break,
+                (other, _) => panic!("{other:?}"),
+            }
+        }
+        let [reader, writer]: [OwnedFd; 2] = fds.try_into().unwrap();
+        File::from(writer).write_all(b"alive").unwrap();
+        let daemon = Keeper::Process(daemon);
+        daemon.release("a", 1).unwrap();
+        daemon.release("b", 1).unwrap();
+        daemon.bye();
+        drop(daemon);
+        let (in_order, held) = serving.join().unwrap();
+        assert!(in_order && held.is_empty());
+        let mut text = String::new();
+        File::from(reader).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "alive");
+    }
+
+    #[test]
+    fn one_lock_one_keeper() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::new(folder.path());
+        let first = lock(&run).unwrap();
+        assert!(first.is_some());
+        assert!(lock(&run).unwrap().is_none());
+        drop(first);
+        assert!(lock(&run).unwrap().is_some());
+    }
+
+    #[test]
+    fn the_store_is_sorted_by_device_and_number() {
+        let mut names = ["b#0", "a#10", "a#9"];
+        names.sort_by_key(|name| store_order(name));
+        assert_eq!(names, ["a#9", "a#10", "b#0"]);
+    }
+}
