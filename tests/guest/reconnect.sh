@@ -33,7 +33,7 @@ connect() {
     "$1" "$NQN" "$HOST" "${HOST##*:}" "$2" >/dev/nvme-fabrics
 }
 live() { [ "$(cat /sys/class/nvme/nvme*/state | grep -c live)" = "$1" ]; }
-verify() { fio_verify "$(ns_dev $NQN 1)" --size=8M "$@"; }
+verify() { fio_verify "$(ns_dev $NQN 1)" --size=8M; }
 # count TEXT N: the target's log has that many lines with TEXT.
 count() { [ "$(grep -c -- "$1" "$SUITE_OUT/target.log")" = "$2" ] || { grep -- "$1" "$SUITE_OUT/target.log"; return 1; }; }
 # A controller is numbered as it connects, from 1; before LINE of one, LINE of another.

@@ -108,6 +108,8 @@ impl TestHost {
         let count = match self.stream.read(&mut chunk) {
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::ConnectionReset => 0,
+            // A read with a time limit is not resumed when the process was stopped meanwhile.
+            Err(error) if error.kind() == ErrorKind::Interrupted => return true,
             Err(error) => panic!("receiving: {error}"),
         };
         let mut at = 0;
