@@ -28,6 +28,14 @@ pub fn command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_nvmf-target"))
 }
 
+/// The command in a process that may have this many files, and can raise that no further.
+fn command_with_files(limit: u32) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("ulimit -n {limit} && exec \"$0\" \"$@\"");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_nvmf-target")]);
+    command
+}
+
 impl Target {
     /// Starts one namespace of 1 MiB in memory for everybody, with more arguments.
     pub fn quick(arguments: &[&str]) -> Self {
@@ -63,11 +71,28 @@ impl Target {
         target
     }
 
+    /// Starts one namespace for everybody in a process that may have `limit` files.
+    pub fn with_few_files(limit: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let arguments = ["--memory", "1M", "--nqn", NQN, "--cores", "0"];
+        let mut target = Self::spawn_command(command_with_files(limit), dir, &arguments, &[]);
+        target.wait_ready();
+        target
+    }
+
     /// The same without waiting until it serves.
     pub fn spawn(dir: tempfile::TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::spawn_command(command(), dir, arguments, environment)
+    }
+
+    fn spawn_command(
+        mut command: Command,
+        dir: tempfile::TempDir,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let ready = dir.path().join("ready");
         let _ = fs::remove_file(&ready);
-        let mut command = command();
         command
             .envs(environment.iter().copied())
             .args(arguments)

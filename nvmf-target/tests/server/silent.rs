@@ -101,3 +101,18 @@ fn a_host_that_never_reads_starves_nobody_and_ends() {
     target.wait_log("no sign of life within the keep-alive timeout");
     assert_eq!(session.namespaces(), [1]);
 }
+
+#[test]
+fn running_out_of_files_is_said_and_survived() {
+    let mut target = Target::with_few_files(40);
+    let mut session = Session::bring_up(target.address(), Options::new(NQN));
+    let mut queue = session.io_queue(1);
+    // More than the process can accept; the kernel keeps the rest in its backlog.
+    let crowd: Vec<_> = (0..60).map(|_| raw(&target)).collect();
+    let line = target.wait_log("cannot accept a connection");
+    assert!(line.contains("raise the limit on open files"), "{line}");
+    assert!(queue.read(0, 512).is_ok());
+    assert_eq!(session.namespaces(), [1]);
+    drop(crowd);
+    Session::bring_up(target.address(), Options::new(NQN).host(HOST_2, 2));
+}
