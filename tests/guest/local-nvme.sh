@@ -15,8 +15,6 @@ check 'two emulated controllers' here
 # What is served, in the order of the NSIDs: blocks of 512 and of 4096 bytes.
 SMALL=$(local_nvme 0) LARGE=$(local_nvme 1)
 SERVED=("${SMALL}n1" "${LARGE}n1")
-refuse 'passing commands through is refused, with what to do instead' 'not served yet; serve its block device with --block' \
-  nvmf-target --nqn $NQN --passthru "${SMALL/nvme/ng}n1" --listen tcp://127.0.0.1:0
 start target nvmf-target --nqn $NQN --block "${SERVED[0]}" --block "${SERVED[1]}" --ready-file "$SUITE_TMP/ready"
 check 'the target is ready' wait_until 60 test -s "$SUITE_TMP/ready"
 attach() {

@@ -4,20 +4,18 @@
 //! shards share the one open file description, so that an exclusive open lasts for as long as any of them uses it.
 
 use std::fmt;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use nvmf_io::mem::SharedMemory;
-use nvmf_io::probe::direct_align;
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, fdatasync, fstat, ftruncate, open, seek};
-use rustix::io::Errno;
+use rustix::fs::{fdatasync, fstat, ftruncate};
 
-use super::claim::{claim, patiently};
+use super::claim::patiently;
+use super::device::Device;
 use super::error::BackingError;
+use super::storage::{Storage, measure, open_block, open_file};
 
 /// The block size where nothing asks for another.
 const DEFAULT_BLOCK_BYTES: u32 = 512;
@@ -92,18 +90,7 @@ pub(super) enum Kind {
     Null,
     Memory(Arc<SharedMemory>),
     Storage(Storage),
-}
-
-/// An open file or block device.
-#[derive(Debug)]
-pub(super) struct Storage {
-    pub(super) fd: Arc<OwnedFd>,
-    /// Unit of offsets and lengths: of direct I/O, or 1 where I/O goes through the page cache.
-    unit_bytes: u32,
-    /// Where the file was found to end before its promised size; `u64::MAX` otherwise.
-    end_bytes: AtomicU64,
-    /// Whether it was said that the file was deleted.
-    told_deleted: AtomicBool,
+    Device(Arc<Device>),
 }
 
 impl Backing {
@@ -141,20 +128,27 @@ impl Backing {
                 let (storage, size_bytes) = open_block(path, options.read_only)?;
                 (Kind::Storage(storage), size_bytes)
             }
-            BackingSpec::Passthrough { .. } => {
-                let why = "NVMe passthrough is not served yet; serve its block device with --block"
-                    .into();
-                return Err(BackingError::Unsupported {
-                    what: spec.to_string(),
-                    why,
-                });
+            BackingSpec::Passthrough { path } => {
+                let (device, size_bytes) = Device::open(path, options.read_only)?;
+                (Kind::Device(Arc::new(device)), size_bytes)
             }
         };
         let required_bytes = match &kind {
             Kind::Storage(storage) => storage.unit_bytes.max(DEFAULT_BLOCK_BYTES),
+            Kind::Device(device) => device.block_bytes(),
             Kind::Null | Kind::Memory(_) => DEFAULT_BLOCK_BYTES,
         };
         let block_bytes = options.block_bytes.unwrap_or(required_bytes);
+        if let Kind::Device(device) = &kind
+            && block_bytes != device.block_bytes()
+        {
+            return Err(BackingError::Unsupported {
+                what: spec.to_string(),
+                why: format!(
+                    "its blocks have {required_bytes} bytes, commands go to it as they are; use that block size"
+                ),
+            });
+        }
         if block_bytes < required_bytes {
             return Err(BackingError::Alignment {
                 what: spec.to_string(),
@@ -202,7 +196,7 @@ impl Backing {
     pub fn is_direct(&self) -> bool {
         match &self.kind {
             Kind::Storage(storage) => storage.unit_bytes > 1,
-            Kind::Null | Kind::Memory(_) => true,
+            Kind::Null | Kind::Memory(_) | Kind::Device(_) => true,
         }
     }
 
@@ -222,8 +216,14 @@ impl Backing {
     /// Looks how large it is now, after growing a file to `size_bytes` (sparse) where that is given and more. What it finds is its
     /// size from then on; the namespaces on it are the caller's to change. Never shrinks anything.
     pub fn resize(&self, size_bytes: Option<u64>) -> Result<u64, BackingError> {
-        let Kind::Storage(storage) = &self.kind else {
-            return Ok(self.size_bytes());
+        let storage = match &self.kind {
+            Kind::Storage(storage) => storage,
+            Kind::Device(device) => {
+                let now = device.measure()?;
+                self.size_bytes.store(now, Relaxed);
+                return Ok(now);
+            }
+            Kind::Null | Kind::Memory(_) => return Ok(self.size_bytes()),
         };
         let system = |action, errno| BackingError::System {
             what: self.spec.to_string(),
@@ -253,6 +253,7 @@ impl Backing {
                     errno,
                 })
             }
+            Kind::Device(device) if !self.read_only => device.flush(),
             _ => Ok(()),
         }
     }
@@ -289,7 +290,7 @@ impl Backing {
     pub(super) fn ends_before(&self, end_bytes: u64) -> bool {
         match &self.kind {
             Kind::Storage(storage) => storage.end_bytes.load(Relaxed) < end_bytes,
-            Kind::Null | Kind::Memory(_) => false,
+            Kind::Null | Kind::Memory(_) | Kind::Device(_) => false,
         }
     }
 
@@ -305,188 +306,7 @@ impl Backing {
     pub(super) fn unit_bytes(&self) -> u32 {
         match &self.kind {
             Kind::Storage(storage) => storage.unit_bytes,
-            Kind::Null | Kind::Memory(_) => 1,
+            Kind::Null | Kind::Memory(_) | Kind::Device(_) => 1,
         }
     }
-}
-
-/// Size of a regular file or a block device.
-fn measure(fd: impl AsFd) -> Result<u64, Errno> {
-    // The one question that both answer; nothing uses the file position.
-    seek(fd, SeekFrom::End(0))
-}
-
-fn access(read_only: bool) -> OFlags {
-    if read_only {
-        OFlags::RDONLY
-    } else {
-        OFlags::RDWR
-    }
-}
-
-/// Opens with O_DIRECT, or without where the file system does not know it.
-fn open_direct(
-    path: &Path,
-    flags: OFlags,
-    read_only: bool,
-) -> Result<(OwnedFd, bool), BackingError> {
-    let flags = access(read_only) | flags | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let mode = Mode::RUSR | Mode::WUSR;
-    let opened = match open(path, flags | OFlags::DIRECT, mode) {
-        Ok(fd) => Ok((fd, true)),
-        Err(Errno::INVAL) => open(path, flags, mode).map(|fd| (fd, false)),
-        Err(errno) => Err(errno),
-    };
-    opened.map_err(|errno| match errno {
-        Errno::NOENT => BackingError::Missing(path.into()),
-        errno => BackingError::Open {
-            path: path.into(),
-            access: if read_only {
-                "reading"
-            } else {
-                "reading and writing"
-            },
-            errno,
-            remedy: match errno {
-                Errno::ACCESS | Errno::PERM => {
-                    "; give this user access to it, or serve it read-only"
-                }
-                Errno::ROFS => "; serve it read-only",
-                Errno::BUSY => {
-                    "; it is mounted or otherwise in use: release it, or serve it read-only"
-                }
-                Errno::MFILE => "; raise the limit on open files (ulimit -n, LimitNOFILE)",
-                _ => "",
-            },
-        },
-    })
-}
-
-impl Storage {
-    fn new(fd: OwnedFd, unit_bytes: u32) -> Self {
-        Self {
-            fd: Arc::new(fd),
-            unit_bytes,
-            end_bytes: AtomicU64::new(u64::MAX),
-            told_deleted: AtomicBool::new(false),
-        }
-    }
-}
-
-fn open_file(
-    path: &Path,
-    size: Option<u64>,
-    read_only: bool,
-) -> Result<(Storage, u64), BackingError> {
-    let make = if size.is_some() && !read_only {
-        OFlags::CREATE
-    } else {
-        OFlags::empty()
-    };
-    let (mut fd, mut direct) = open_direct(path, make, read_only)?;
-    let what = || format!("file {}", path.display());
-    let system = |action, errno| BackingError::System {
-        what: what(),
-        action,
-        errno,
-    };
-    let stat = fstat(&fd).map_err(|errno| system("asking what it is", errno))?;
-    let remedy = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => None,
-        FileType::BlockDevice => Some("serve it with --block"),
-        _ => Some("name a regular file"),
-    };
-    if let Some(remedy) = remedy {
-        return Err(BackingError::WrongKind {
-            path: path.into(),
-            expected: "regular file",
-            remedy,
-        });
-    }
-    claim(&fd, path, read_only)?;
-    let mut size_bytes = measure(&fd).map_err(|errno| system("asking for its size", errno))?;
-    match size {
-        Some(wanted) if size_bytes < wanted && !read_only => {
-            ftruncate(&fd, wanted)
-                .map_err(|errno| system("growing it to the size given", errno))?;
-            size_bytes = wanted;
-        }
-        Some(wanted) if size_bytes > wanted => {
-            tracing::warn!(path = %path.display(), size_bytes, wanted_bytes = wanted,
-                "the file is larger than the size given; all of it is served");
-        }
-        _ => {}
-    }
-    let mut unit_bytes = 1;
-    if direct {
-        match aligned_unit(&fd) {
-            Ok(Some(unit)) => unit_bytes = unit,
-            // O_DIRECT was taken but cannot be used with blocks of ours.
-            Ok(None) => {
-                let again = access(read_only) | OFlags::CLOEXEC;
-                fd = open(path, again, Mode::empty())
-                    .map_err(|errno| system("opening it again without direct I/O", errno))?;
-                // The lock went with the file that was open before.
-                claim(&fd, path, read_only)?;
-                direct = false;
-            }
-            Err(error) => return Err(unusable(what(), &error)),
-        }
-    }
-    if !direct {
-        tracing::warn!(path = %path.display(),
-            "the file system has no direct I/O: data goes through the page cache, which costs memory and a copy");
-    }
-    Ok((Storage::new(fd, unit_bytes), size_bytes))
-}
-
-/// The unit of direct I/O; `None` when there is none that blocks of 4096 bytes satisfy.
-fn aligned_unit(fd: &OwnedFd) -> io::Result<Option<u32>> {
-    Ok(direct_align(fd)?
-        .map(|align| align.offset_bytes)
-        .filter(|unit| *unit <= 4096))
-}
-
-fn unusable(what: String, error: &io::Error) -> BackingError {
-    BackingError::Unsupported {
-        what,
-        why: format!("its alignment for direct I/O is not known: {error}"),
-    }
-}
-
-fn open_block(path: &Path, read_only: bool) -> Result<(Storage, u64), BackingError> {
-    // O_EXCL without O_CREAT on a block device: refused while it is mounted, and nobody mounts it while we serve it.
-    let exclusive = if read_only {
-        OFlags::empty()
-    } else {
-        OFlags::EXCL
-    };
-    let (fd, direct) = open_direct(path, exclusive, read_only)?;
-    let what = || format!("block device {}", path.display());
-    let system = |action, errno| BackingError::System {
-        what: what(),
-        action,
-        errno,
-    };
-    let stat = fstat(&fd).map_err(|errno| system("asking what it is", errno))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
-        let remedy = "serve a regular file with --file";
-        return Err(BackingError::WrongKind {
-            path: path.into(),
-            expected: "block device",
-            remedy,
-        });
-    }
-    let size_bytes = measure(&fd).map_err(|errno| system("asking for its size", errno))?;
-    let unit_bytes = if direct {
-        aligned_unit(&fd)
-            .map_err(|error| unusable(what(), &error))?
-            .ok_or_else(|| {
-                let why = "its sectors are larger than 4096 bytes, which is not served".into();
-                BackingError::Unsupported { what: what(), why }
-            })?
-    } else {
-        1
-    };
-    Ok((Storage::new(fd, unit_bytes), size_bytes))
 }

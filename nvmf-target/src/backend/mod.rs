@@ -7,10 +7,13 @@
 mod backing;
 mod claim;
 mod command;
+mod device;
 mod error;
 mod file;
 mod memory;
+mod passthrough;
 mod status;
+mod storage;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -19,7 +22,7 @@ use std::sync::Arc;
 
 use nvme_proto::wire::Status;
 use nvmf_io::mem::SharedMemory;
-use nvmf_io::{Errno, Ring};
+use nvmf_io::{Errno, Ring, Token};
 
 pub use backing::{Backing, BackingOptions, BackingSpec};
 pub use command::{BackendOp, Plan, plan};
@@ -29,6 +32,7 @@ pub use work::{Lent, Next, PIECE_BYTES, Task, Work};
 
 use backing::Kind;
 use file::FileBackend;
+pub use passthrough::Passthrough;
 
 /// A [`Backing`] as one shard uses it.
 #[derive(Debug)]
@@ -39,11 +43,15 @@ pub enum Backend {
     Memory(Arc<SharedMemory>),
     /// A file or block device, registered with the shard's ring.
     File(FileBackend),
+    /// A namespace of a local NVMe device.
+    Passthrough(Box<Passthrough>),
+    /// This shard cannot use it; the log says why.
+    Unavailable,
 }
 
 impl Backend {
-    /// Makes `backing` usable through `ring`.
-    pub fn attach(backing: &Arc<Backing>, ring: &mut Ring) -> Self {
+    /// Makes `backing` usable through `ring`, which completes `wake` whenever [`Passthrough::reap`] is due.
+    pub fn attach(backing: &Arc<Backing>, ring: &mut Ring, wake: Token) -> Self {
         match &backing.kind {
             Kind::Null => Self::Null,
             Kind::Memory(memory) => Self::Memory(memory.clone()),
@@ -51,13 +59,24 @@ impl Backend {
                 let file = ring.add_file(storage.fd.clone());
                 Self::File(FileBackend::new(file, backing.clone()))
             }
+            Kind::Device(device) => match Passthrough::new(device.clone(), ring, wake) {
+                Ok(backend) => Self::Passthrough(Box::new(backend)),
+                Err(error) => {
+                    tracing::error!(backing = %backing.spec(), %error, "cannot be served by this shard");
+                    Self::Unavailable
+                }
+            },
         }
     }
 
     /// Takes it out of `ring`. No command runs on it any more.
     pub fn detach(self, ring: &mut Ring) {
-        if let Self::File(backend) = self {
-            ring.remove_file(backend.file());
+        match self {
+            Self::File(backend) => {
+                ring.remove_file(backend.file());
+            }
+            Self::Passthrough(backend) => backend.detach(ring),
+            Self::Null | Self::Memory(_) | Self::Unavailable => {}
         }
     }
 
@@ -77,6 +96,8 @@ impl Backend {
             Self::Null => Next::Done(memory::execute_null(task)),
             Self::Memory(memory) => Next::Done(memory::execute(memory, task)),
             Self::File(backend) => backend.submit(task, lent, ring),
+            Self::Passthrough(backend) => backend.submit(task, lent),
+            Self::Unavailable => Next::Done(Status::NAMESPACE_NOT_READY),
         }
     }
 
@@ -90,7 +111,8 @@ impl Backend {
     ) -> Next {
         match self {
             Self::File(backend) => backend.advance(task, lent, result),
-            Self::Null | Self::Memory(_) => Next::Done(Status::INTERNAL_ERROR),
+            Self::Passthrough(backend) => backend.advance(task, lent, result),
+            Self::Null | Self::Memory(_) | Self::Unavailable => Next::Done(Status::INTERNAL_ERROR),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use nvme_proto::queue::SlotId;
 use nvme_proto::tcp::{TX_HEADER_BYTES, TxHeader};
 use nvmf_io::timer::Timers;
-use nvmf_io::{BufPool, Ring};
+use nvmf_io::{BufPool, Errno, Ring, Token};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::handle::{Patience, ShardConfig};
@@ -59,6 +59,8 @@ pub(super) struct Context {
     pub(super) buffers_freed: bool,
     /// Commands that wait for the compare buffer.
     pub(super) comparing: VecDeque<(QueueKey, SlotId)>,
+    /// What completed on devices with rings of their own.
+    pub(super) device_done: Vec<(Token, Result<u32, Errno>)>,
     /// Commands that completed in this turn.
     pub(super) finished: Vec<Finished>,
     /// Queues that a part of the protocol or a shutdown gave a time limit.
@@ -100,6 +102,7 @@ impl Context {
             starving: VecDeque::new(),
             buffers_freed: false,
             comparing: VecDeque::new(),
+            device_done: Vec::new(),
             finished: Vec::with_capacity(FINISHED_CAPACITY),
             timers: Timers::new(),
             closing: Vec::new(),

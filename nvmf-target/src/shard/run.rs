@@ -117,6 +117,7 @@ impl Shard {
         {
             self.with(key, |queue, cx| queue.compare_again(cx, slot));
         }
+        self.reap_devices();
         self.check_time();
         // Sending can make a queue dirty again only by closing it, so this ends.
         while let Some(key) = self.cx.dirty.pop() {
@@ -159,6 +160,10 @@ impl Shard {
     fn completed(&mut self, mut completion: Completion) {
         let cx = &mut self.cx;
         let purpose = Purpose::of(completion.token);
+        if let Purpose::Device(space) = purpose {
+            cx.spaces.device_woken(space, &mut cx.ring, completion.more);
+            return;
+        }
         let (Purpose::Receive(key)
         | Purpose::ReceiveInto(key)
         | Purpose::Send(key)
@@ -178,7 +183,25 @@ impl Shard {
                 }
             }
             Purpose::Storage(_, slot) => queue.storage_done(cx, slot, completion.result),
-            Purpose::Wake => {}
+            Purpose::Wake | Purpose::Device(_) => {}
+        }
+    }
+
+    /// Submits commands to devices with rings of their own and applies what completes, until nothing does at once.
+    fn reap_devices(&mut self) {
+        loop {
+            let mut done = std::mem::take(&mut self.cx.device_done);
+            self.cx.spaces.reap_devices(&mut done);
+            let any = !done.is_empty();
+            for (token, result) in done.drain(..) {
+                if let Purpose::Storage(key, slot) = Purpose::of(token) {
+                    self.with(key, |queue, cx| queue.storage_done(cx, slot, result));
+                }
+            }
+            self.cx.device_done = done;
+            if !any {
+                return;
+            }
         }
     }
 

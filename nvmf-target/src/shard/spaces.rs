@@ -7,14 +7,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use nvme_proto::wire::Nsid;
-use nvmf_io::Ring;
+use nvmf_io::{Errno, Ring, Token};
 
+use super::token::Purpose;
 use crate::backend::Backend;
 use crate::model::{Namespace, NamespaceTable, SubsystemId};
 
 /// Index of a space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SpaceId(u32);
+pub(super) struct SpaceId(pub(super) u32);
 
 /// Index of a subsystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub(super) struct Spaces {
     spaces: Vec<Option<Space>>,
     subsystems: Vec<SubsystemSpaces>,
     index: HashMap<SubsystemId, SubsystemIndex>,
+    /// Those on devices with rings of their own.
+    devices: Vec<SpaceId>,
 }
 
 impl Spaces {
@@ -95,6 +98,7 @@ impl Spaces {
 
     #[cold]
     fn detach(&mut self, id: SpaceId, ring: &mut Ring) {
+        self.devices.retain(|device| *device != id);
         if let Some(space) = self.spaces[id.0 as usize].take() {
             space.backend.detach(ring);
         }
@@ -125,16 +129,8 @@ impl Spaces {
                 })
             });
             new[at] = Some(kept.unwrap_or_else(|| {
-                let backend = Backend::attach(&namespace.backing, ring);
-                self.insert(Space {
-                    namespace: namespace.clone(),
-                    backend,
-                    users: 0,
-                    running: 0,
-                    paused: paused(namespace.nsid),
-                    retired: false,
-                    revision: 0,
-                })
+                let paused = paused(namespace.nsid);
+                self.attach(namespace, paused, ring)
             }));
         }
         self.subsystems[index].by_nsid = new;
@@ -148,14 +144,46 @@ impl Spaces {
         }
     }
 
-    fn insert(&mut self, space: Space) -> SpaceId {
+    fn attach(&mut self, namespace: &Arc<Namespace>, paused: u32, ring: &mut Ring) -> SpaceId {
         let free = self.spaces.iter().position(Option::is_none);
         let at = free.unwrap_or_else(|| {
             self.spaces.push(None);
             self.spaces.len() - 1
         });
-        self.spaces[at] = Some(space);
-        SpaceId(at as u32)
+        let id = SpaceId(at as u32);
+        let wake = Purpose::Device(id).token();
+        let backend = Backend::attach(&namespace.backing, ring, wake);
+        if let Backend::Passthrough(_) = backend {
+            self.devices.push(id);
+        }
+        self.spaces[at] = Some(Space {
+            namespace: namespace.clone(),
+            backend,
+            users: 0,
+            running: 0,
+            paused,
+            retired: false,
+            revision: 0,
+        });
+        id
+    }
+
+    /// A device's ring has something to reap. `more`: it will say so again.
+    pub(super) fn device_woken(&mut self, id: SpaceId, ring: &mut Ring, more: bool) {
+        let space = self.spaces.get_mut(id.0 as usize).and_then(Option::as_mut);
+        if let Some(Backend::Passthrough(device)) = space.map(|space| &mut space.backend) {
+            device.woken(ring, more);
+        }
+    }
+
+    /// Submits what is queued on devices with rings of their own, and takes what is done there.
+    pub(super) fn reap_devices(&mut self, done: &mut Vec<(Token, Result<u32, Errno>)>) {
+        for id in &self.devices {
+            let space = self.spaces[id.0 as usize].as_mut();
+            if let Some(Backend::Passthrough(device)) = space.map(|space| &mut space.backend) {
+                device.reap(done);
+            }
+        }
     }
 
     /// The spaces of a subsystem with their NSIDs: those of its namespaces now, not retired ones.

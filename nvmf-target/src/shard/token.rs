@@ -5,6 +5,8 @@
 use nvme_proto::queue::SlotId;
 use nvmf_io::Token;
 
+use super::spaces::SpaceId;
+
 /// Names an I/O queue of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct QueueKey {
@@ -25,12 +27,15 @@ pub(super) enum Purpose {
     Send(QueueKey),
     /// An operation of a command on its backing.
     Storage(QueueKey, SlotId),
+    /// A device that has a ring of its own has something to reap.
+    Device(SpaceId),
 }
 
 const RECEIVE: u64 = 1;
 const RECEIVE_INTO: u64 = 2;
 const SEND: u64 = 3;
 const STORAGE: u64 = 4;
+const DEVICE: u64 = 5;
 
 impl Purpose {
     /// As a token: kind, generation, index and slot, 16 bits each.
@@ -41,6 +46,7 @@ impl Purpose {
             Self::ReceiveInto(key) => (RECEIVE_INTO, key, 0),
             Self::Send(key) => (SEND, key, 0),
             Self::Storage(key, slot) => (STORAGE, key, slot.0),
+            Self::Device(space) => return Token(DEVICE << 48 | u64::from(space.0)),
         };
         let (index, generation) = (u64::from(key.index), u64::from(key.generation));
         Token(kind << 48 | generation << 32 | index << 16 | u64::from(slot))
@@ -57,6 +63,7 @@ impl Purpose {
             RECEIVE_INTO => Self::ReceiveInto(key),
             SEND => Self::Send(key),
             STORAGE => Self::Storage(key, SlotId(token.0 as u16)),
+            DEVICE => Self::Device(SpaceId(token.0 as u32)),
             _ => Self::Wake,
         }
     }
@@ -76,6 +83,7 @@ mod tests {
                 Purpose::ReceiveInto(key),
                 Purpose::Send(key),
                 Purpose::Storage(key, SlotId(slot)),
+                Purpose::Device(SpaceId(u32::from(slot) << 8)),
             ] {
                 assert_eq!(Purpose::of(purpose.token()), purpose);
             }

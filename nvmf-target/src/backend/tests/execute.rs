@@ -25,7 +25,7 @@ impl Bench {
         let mut ring = Ring::new(&RingConfig::default()).unwrap();
         let pool = BufPool::new(&PoolConfig::default());
         let backing = Arc::new(Backing::open(spec, &BackingOptions::default()).unwrap());
-        let backend = Backend::attach(&backing, &mut ring);
+        let backend = Backend::attach(&backing, &mut ring, Token(0));
         let lent = Lent::new(&pool).unwrap();
         Self {
             backend,
