@@ -1,0 +1,23 @@
+#!/bin/bash
+# bench.sh - the measurements of docs/BENCHMARKS.md: builds what is measured, then runs all tables or the named ones.
+#
+#   benches/bench.sh                     all tables, in less than 20 minutes
+#   benches/bench.sh rows                the rows on the null and the memory namespace
+#   benches/bench.sh rows null           only the null namespace
+#   benches/bench.sh file event digests large scaling cost start    any of these
+#
+# Environment: BENCH_ROUNDS (default 3), BENCH_SECONDS of each measurement (default 1), BENCH_DIR for the file (default /var/tmp),
+# BENCH_FILE_BYTES (default 2147483648), BENCH_OUT for bench.md and bench.json (default target/bench), BENCH_WRAP, a command put
+# before every program that is measured, the yardstick included (for example "chrt -f 1" on a machine that does other work),
+# BENCH_NO_BUILD=1 to measure the programs that are there, CARGO_TARGET_DIR as cargo has it.
+# Exit: 0 measured, whatever the figures are; 1 something could not be run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+for tool in python3 fio strace; do
+  command -v "$tool" >/dev/null || { echo "bench: $tool is missing: apt-get install $tool" >&2; exit 1; }
+done
+if [ -z "${BENCH_NO_BUILD:-}" ]; then
+  cargo build --release --locked -p nvmf-target -p nvmf-bench -p nvmf-benches
+fi
+exec python3 benches/bench.py "$@"
