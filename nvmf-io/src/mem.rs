@@ -82,7 +82,7 @@ impl Drop for Held<'_> {
 }
 
 impl SharedMemory {
-    /// `len_bytes` of zeroes; memory is taken as it is written.
+    /// `len_bytes` of zeroes; memory is taken as it is written, in huge pages where the system gives them.
     pub fn new(len_bytes: u64) -> io::Result<Self> {
         let len = usize::try_from(len_bytes)
             .ok()
@@ -90,8 +90,10 @@ impl SharedMemory {
             .ok_or_else(|| {
                 io::Error::new(io::ErrorKind::InvalidInput, "memory of 0 or too many bytes")
             })?;
+        let mapping = Mapping::anonymous(len, Access::ReadWrite)?;
+        mapping.prefer_huge_pages();
         Ok(Self {
-            mapping: Mapping::anonymous(len, Access::ReadWrite)?,
+            mapping,
             len: len_bytes,
             stripes: (0..STRIPES)
                 .map(|_| Stripe(AtomicBool::new(false)))

@@ -176,7 +176,10 @@ impl BufPool {
             .count();
         let mapping = if chunks.len() + kept_for_others < inner.max_chunks {
             match Mapping::anonymous_aligned(CHUNK_BYTES, CHUNK_BYTES, Access::ReadWrite) {
-                Ok(mapping) => Some((Rc::new(mapping), Fixed::Untried)),
+                Ok(mapping) => {
+                    mapping.prefer_huge_pages();
+                    Some((Rc::new(mapping), Fixed::Untried))
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the buffer pool cannot grow; requests wait for buffers in use");
                     None

@@ -58,6 +58,7 @@ impl RxBuffers {
         };
         // An empty mapping does not exist; one page stands for it.
         let data = map((usize::from(count) * buffer_bytes as usize).max(4096))?;
+        data.prefer_huge_pages();
         let mut buffers = Self {
             data,
             buffer_bytes,

@@ -87,6 +87,15 @@ impl Mapping {
         Ok(Self { base, len, layout })
     }
 
+    /// Asks for huge pages where they fit: fewer faults and fewer misses of the TLB. Without them it works as well.
+    pub(crate) fn prefer_huge_pages(&self) {
+        #[cfg(not(miri))]
+        // SAFETY: the advice concerns this mapping alone and changes no content.
+        unsafe {
+            libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_HUGEPAGE);
+        }
+    }
+
     /// `len` bytes of `fd` from `offset` on, shared with whoever else maps them (a device, usually).
     pub(crate) fn shared(
         fd: BorrowedFd<'_>,

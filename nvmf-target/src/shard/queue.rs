@@ -199,7 +199,9 @@ impl Queue {
         self.slots[slot].phase = Phase::Data;
         match transfer {
             Transfer::FromHost(len) => {
-                self.rx.expect(len);
+                if self.slots[slot].data.is_some() {
+                    self.rx.expect(len);
+                }
                 self.conn.request_data(slot);
                 self.mark_dirty(cx);
             }

@@ -25,8 +25,9 @@ use super::message::CloseReason;
 use super::queue::Queue;
 use super::token::Purpose;
 
-/// Commands of one connection that a turn handles.
-const COMMANDS_PER_TURN: u32 = 64;
+/// Commands of one connection that a turn handles: a whole queue of the usual depth, so that its responses go out with one send. With
+/// half of that the second half waited for the first one's send.
+const COMMANDS_PER_TURN: u32 = 128;
 
 /// Chunks of input that may wait before receiving stops.
 const MAX_BACKLOG: usize = 4;
@@ -106,7 +107,7 @@ impl Rx {
         self.blocked
     }
 
-    /// A transfer of `len` bytes from the host was asked for.
+    /// A transfer of `len` bytes from the host into a buffer was asked for.
     pub(super) fn expect(&mut self, len: u32) {
         if len >= DIRECT_BYTES {
             self.single = SINGLE_RECEIVES;
