@@ -31,7 +31,7 @@ pub mod tx;
 pub use buf::{Buf, BufPool, PoolConfig};
 pub use ring::{
     Allocate, BigRing, CommandDone, Completion, FileId, Interest, Ring, RingConfig, RingError,
-    RxChunk, SockId, Token, UblkIo, UblkOp, Wait, WriteFlags,
+    RxChunk, SockId, Token, UblkCommand, Wait, WriteFlags,
 };
 pub use rustix::io::Errno;
 pub use tx::TxBatch;

@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::device::sysfs_dir;
-
 /// One use of a block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Use {
@@ -55,9 +53,8 @@ pub(super) fn describe(uses: &[Use]) -> String {
         .join(", ")
 }
 
-/// The uses of a block device; open files of this process and of `ours` do not count. Empty for a path that is no block
-/// device.
-pub(super) fn uses(device: &Path, ours: &[u32]) -> io::Result<Vec<Use>> {
+/// The uses of a block device, this process's own open files left out. Empty for a path that is no block device.
+pub(super) fn uses(device: &Path) -> io::Result<Vec<Use>> {
     let metadata = fs::metadata(device)?;
     if !metadata.file_type().is_block_device() {
         return Ok(Vec::new());
@@ -66,11 +63,16 @@ pub(super) fn uses(device: &Path, ours: &[u32]) -> io::Result<Vec<Use>> {
     let mut uses = mounts(&numbers);
     uses.extend(holders(device));
     uses.extend(swaps(&numbers));
-    uses.extend(openers(&numbers, ours));
+    uses.extend(openers(&numbers));
     if uses.is_empty() && is_held_exclusively(device)? {
         uses.push(Use::Exclusive);
     }
     Ok(uses)
+}
+
+/// `/sys/block/NAME` of a block device.
+fn sysfs_dir(device: &Path) -> PathBuf {
+    Path::new("/sys/block").join(device.file_name().unwrap_or_default())
 }
 
 fn is_held_exclusively(device: &Path) -> io::Result<bool> {
@@ -170,7 +172,7 @@ fn swaps(numbers: &[u64]) -> Option<Use> {
     used.then_some(Use::Swap)
 }
 
-fn openers(numbers: &[u64], ours: &[u32]) -> Vec<Use> {
+fn openers(numbers: &[u64]) -> Vec<Use> {
     let own = std::process::id();
     let mut uses = Vec::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -181,7 +183,7 @@ fn openers(numbers: &[u64], ours: &[u32]) -> Vec<Use> {
         else {
             continue;
         };
-        if pid == own || ours.contains(&pid) {
+        if pid == own {
             continue;
         }
         let mut files = fs::read_dir(process.path().join("fd"))
@@ -225,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_plain_file_has_no_uses() {
-        assert_eq!(uses(Path::new("/proc/self/exe"), &[]).unwrap(), []);
+        assert_eq!(uses(Path::new("/proc/self/exe")).unwrap(), []);
     }
 
     #[test]

@@ -20,13 +20,17 @@ mod fuse;
 mod in_use;
 pub mod keeper;
 pub mod serve;
+mod spec;
+mod ublk;
 
 pub use crate::tokens::TokenSpace;
-pub use device::{Device, DeviceError, DeviceSpec, DeviceState, Kept, QueueSetup};
+pub use device::{Device, DeviceState, Kept, QueueSetup};
 pub use form::{BlockForm, FormUnavailable, NoForm};
 pub use in_use::Use;
+pub use spec::{DeviceError, DeviceSpec};
 
 use fuse::FuseDevice;
+use ublk::UblkDevice;
 
 use nvmf_io::{Buf, BufPool, Completion, Ring};
 use rustix::io::Errno;

@@ -357,7 +357,6 @@ impl Attachment {
             self.form,
             self.device_spec(node, inner, &namespace.info, name),
         );
-        let is_new = remains.is_none();
         let made = blocking(move || match remains {
             None => Device::create(form, &spec),
             Some(remains) => Device::resume(&remains.record.state, remains.fds, &spec),
@@ -372,16 +371,10 @@ impl Attachment {
                 return Err(error);
             }
         };
-        let keeper = node.keeper_pid();
         let attached = blocking(move || {
             let mut device = device;
-            if is_new {
-                device.attach()?;
-            }
+            device.attach()?;
             let kept = device.keep()?;
-            if let Some(pid) = keeper {
-                device.add_keeper(pid);
-            }
             Ok::<_, DeviceError>((device, kept))
         });
         let (device, kept) = match attached.await {

@@ -59,16 +59,6 @@ impl Node {
         &self.keeper
     }
 
-    /// The process that holds this daemon's descriptors.
-    pub fn keeper_pid(&self) -> Option<u32> {
-        match self.keeper {
-            Keeper::Nobody => None,
-            Keeper::Process(_) | Keeper::Systemd => {
-                rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs())
-            }
-        }
-    }
-
     /// A shard by number, round and round.
     pub fn shard(&self, number: usize) -> &DeviceShard {
         &self.shards[number % self.shards.len()]

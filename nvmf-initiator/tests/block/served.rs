@@ -31,7 +31,14 @@ pub struct Served {
 }
 
 impl Served {
-    pub fn start(arguments: &[&str]) -> Served {
+    /// Serves a new device.
+    pub fn start(form: BlockForm, arguments: &[&str]) -> Served {
+        let mut all = vec!["--block", form.name()];
+        all.extend(arguments);
+        Self::spawn(&all)
+    }
+
+    fn spawn(arguments: &[&str]) -> Served {
         let mut child = Command::new(env!("CARGO_BIN_EXE_block-serve"))
             .args(arguments)
             .stdin(Stdio::piped())
@@ -127,12 +134,12 @@ impl Keeper {
     }
 
     /// Starts a server that gives its descriptors to this keeper.
-    pub fn serve(&mut self, arguments: &[&str]) -> Served {
+    pub fn serve(&mut self, form: BlockForm, arguments: &[&str]) -> Served {
         let socket = self.socket();
-        let mut all = arguments.to_vec();
-        all.extend(["--keep", &socket]);
+        let mut all = vec!["--keep", &socket, "--block", form.name()];
+        all.extend(arguments);
         std::thread::scope(|scope| {
-            let server = scope.spawn(|| Served::start(&all));
+            let server = scope.spawn(|| Served::spawn(&all));
             let (connection, _) = self.listener.accept().unwrap();
             self.kept = Some(keeper::receive(&connection).unwrap());
             drop(connection);
@@ -143,10 +150,10 @@ impl Keeper {
     /// Starts a server that goes on where the last one died.
     pub fn resume(&mut self, arguments: &[&str]) -> Served {
         let socket = self.socket();
-        let mut all = arguments.to_vec();
-        all.extend(["--resume", &socket]);
+        let mut all = vec!["--resume", &socket];
+        all.extend(arguments);
         std::thread::scope(|scope| {
-            let server = scope.spawn(|| Served::start(&all));
+            let server = scope.spawn(|| Served::spawn(&all));
             let (connection, _) = self.listener.accept().unwrap();
             keeper::send(&connection, self.kept.as_ref().unwrap()).unwrap();
             drop(connection);

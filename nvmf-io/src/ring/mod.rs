@@ -9,6 +9,7 @@
 //! | `rx` | receive buffers: a provided-buffer ring, or handed out one by one |
 //! | `storage`, `stream` | one method for each operation, on files and devices or on sockets |
 //! | `submit` | queueing, the hand-over to the kernel, waiting |
+//! | `ublk` | commands to ublk devices |
 //! | `message` | reads from devices that hand out messages |
 //! | `reap` | completions, with what is retried or re-armed behind the caller's back |
 //! | `big` | a second kind of ring, for device commands |
@@ -34,6 +35,7 @@ mod storage;
 mod stream;
 mod submit;
 mod teardown;
+mod ublk;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -48,9 +50,11 @@ pub use big::{BigRing, CommandDone};
 pub use files::{FileId, SockId};
 pub use rx::RxChunk;
 pub use setup::{Features, RingError};
-pub use storage::{Allocate, UblkIo, UblkOp, WriteFlags};
+pub use storage::{Allocate, WriteFlags};
 pub use stream::Interest;
+pub use ublk::UblkCommand;
 
+use crate::buf::Buf;
 use crate::tx::TxBatch;
 use enter::Enter;
 use files::FileTable;
@@ -173,6 +177,8 @@ pub struct Ring {
     /// Receives that ended because no receive buffer was left.
     starved: VecDeque<u32>,
     fixed: FixedBuffers,
+    /// Buffers that entries not yet submitted point at.
+    until_submitted: Vec<Buf>,
     features: Features,
     /// Takes the way of kernels that do not let reads of messages wait: for tests of it.
     always_poll_messages: bool,

@@ -166,6 +166,7 @@ impl Ring {
                 next: 0,
                 capacity: fixed,
             },
+            until_submitted: Vec::new(),
             features,
             always_poll_messages: config.baseline,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),

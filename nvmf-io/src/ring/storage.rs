@@ -33,38 +33,6 @@ bitflags! {
     }
 }
 
-/// What to do with a tag of a ublk queue. A closed set: the codes of other devices may name memory in other places.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UblkOp {
-    /// Fetch the first request of the tag.
-    FetchReq,
-    /// Complete the request of the tag and fetch the next.
-    CommitAndFetchReq,
-}
-
-impl UblkOp {
-    /// The ioctl-encoded code, which Linux 6.4 and newer take.
-    fn code(self) -> u32 {
-        match self {
-            Self::FetchReq => 0xc010_7520,
-            Self::CommitAndFetchReq => 0xc010_7521,
-        }
-    }
-}
-
-/// A command to `/dev/ublkcN` for one tag of one queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UblkIo {
-    /// What to do.
-    pub op: UblkOp,
-    /// Hardware queue.
-    pub q_id: u16,
-    /// Tag within the queue.
-    pub tag: u16,
-    /// Result of the request being completed: bytes or a negative error number.
-    pub result: i32,
-}
-
 impl Ring {
     /// Reads into `range` of `buf`. Completes with the number of bytes, less than asked for at the end of the file.
     pub fn read(&mut self, file: FileId, offset: u64, buf: &Buf, range: Range<u32>, token: Token) {
@@ -150,31 +118,6 @@ impl Ring {
             entry!(target, |fd| opcode::Fallocate::new(fd, len_bytes)
                 .offset(offset)
                 .mode(mode.bits())
-                .build())
-        });
-    }
-
-    /// A ublk I/O command. `buf` is the memory that the kernel copies the request's data to and from (none with
-    /// UBLK_F_USER_COPY); it is held until the completion.
-    pub fn ublk_io(&mut self, device: FileId, command: UblkIo, buf: Option<&Buf>, token: Token) {
-        let mut cmd = [0; 16];
-        cmd[0..2].copy_from_slice(&command.q_id.to_ne_bytes());
-        cmd[2..4].copy_from_slice(&command.tag.to_ne_bytes());
-        cmd[4..8].copy_from_slice(&command.result.to_ne_bytes());
-        let work = match buf {
-            None => Work::Plain,
-            Some(buf) => {
-                let Some(into) = KernelWrite::new(buf) else {
-                    return self.fail(token, Errno::BUSY, None);
-                };
-                let addr = into.ptr(&(0..buf.len())).addr() as u64;
-                cmd[8..16].copy_from_slice(&addr.to_ne_bytes());
-                Work::Fill(into)
-            }
-        };
-        self.start(device.0, token, work, |target| {
-            entry!(target, |fd| opcode::UringCmd16::new(fd, command.op.code())
-                .cmd(cmd)
                 .build())
         });
     }

@@ -110,7 +110,9 @@ impl Ring {
             },
         };
         let queued = self.uring.submission().len() as u32;
-        match self.enter.call(queued, want, limit) {
+        let entered = self.enter.call(queued, want, limit);
+        self.release_submitted();
+        match entered {
             // BUSY and AGAIN: completions overflowed or memory is short; the caller takes completions and comes back.
             Ok(_) | Err(Errno::TIME | Errno::INTR | Errno::BUSY | Errno::AGAIN) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -127,7 +129,7 @@ impl Ring {
             }
             // Whatever is wrong shows again in `wait`, which reports it.
             match self.enter.call(queued, 0, None) {
-                Ok(submitted) if submitted > 0 => {}
+                Ok(submitted) if submitted > 0 => self.release_submitted(),
                 _ => return false,
             }
         }

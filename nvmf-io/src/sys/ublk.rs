@@ -18,6 +18,8 @@ bitflags::bitflags! {
     /// What a device and its server agree on.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct UblkFlags: u64 {
+        /// The payload of a write is copied when the server asks for it, to where it then says.
+        const NEED_GET_DATA = 1 << 2;
         /// The device stays when its server dies, and waits for another.
         const USER_RECOVERY = 1 << 3;
         /// Requests that the dead server had are issued again, instead of failing.
@@ -404,11 +406,38 @@ impl Drop for UblkControl {
     }
 }
 
+/// Operations of requests; an open set.
+pub mod op {
+    /// Read.
+    pub const READ: u8 = 0;
+    /// Write.
+    pub const WRITE: u8 = 1;
+    /// Flush the volatile cache.
+    pub const FLUSH: u8 = 2;
+    /// Discard.
+    pub const DISCARD: u8 = 3;
+    /// Write zeroes.
+    pub const WRITE_ZEROES: u8 = 5;
+}
+
+bitflags::bitflags! {
+    /// Flags of requests.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct UblkRequestFlags: u32 {
+        /// Force unit access.
+        const FUA = 1 << 13;
+        /// Zeroes must stay allocated.
+        const NOUNMAP = 1 << 15;
+    }
+}
+
 /// One request as the driver describes it, the kernel's `struct ublksrv_io_desc` without the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UblkDescriptor {
-    /// Operation in bits 7:0, flags in bits 31:8.
-    pub op_flags: u32,
+    /// Operation, see [`op`].
+    pub op: u8,
+    /// Flags.
+    pub flags: UblkRequestFlags,
     /// Length in units of 512 bytes.
     pub sectors: u32,
     /// Start in units of 512 bytes.
@@ -463,8 +492,10 @@ impl UblkDescriptors {
                 .cast::<RawDescriptor>()
                 .add(tag.into())
                 .as_ptr();
+            let op_flags = (&raw const (*raw).op_flags).read_volatile();
             UblkDescriptor {
-                op_flags: (&raw const (*raw).op_flags).read_volatile(),
+                op: op_flags as u8,
+                flags: UblkRequestFlags::from_bits_retain(op_flags & !0xff),
                 sectors: (&raw const (*raw).sectors).read_volatile(),
                 start_sector: (&raw const (*raw).start_sector).read_volatile(),
             }

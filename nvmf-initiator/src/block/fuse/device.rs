@@ -12,7 +12,8 @@ use zerocopy::IntoBytes;
 
 use super::front::FuseFrontEnd;
 use super::wire;
-use crate::block::device::{DeviceError, DeviceSpec, DeviceState, Geometry, Kept, QueueSetup};
+use crate::block::device::{DeviceForm, DeviceState, Kept, Made, QueueSetup};
+use crate::block::spec::{DeviceError, DeviceSpec, Geometry};
 
 /// See the [module](super).
 pub(in crate::block) struct FuseDevice {
@@ -26,10 +27,7 @@ pub(in crate::block) struct FuseDevice {
 }
 
 impl FuseDevice {
-    pub fn create(
-        spec: &DeviceSpec,
-        geometry: Arc<Geometry>,
-    ) -> Result<(Self, Vec<QueueSetup>), DeviceError> {
+    pub fn create(spec: &DeviceSpec, geometry: Arc<Geometry>) -> Made<Self> {
         let first = fuse::open().map_err(geometry.step("open /dev/fuse"))?;
         let mount = mount(&first, &spec.name).map_err(geometry.step("make a FUSE file system"))?;
         let mut channels = vec![Arc::new(first)];
@@ -56,7 +54,7 @@ impl FuseDevice {
         geometry: Arc<Geometry>,
         loop_number: u32,
         fds: Vec<OwnedFd>,
-    ) -> Result<(Self, Vec<QueueSetup>), DeviceError> {
+    ) -> Made<Self> {
         let loop_device = loopdev::LoopDevice::find(loop_number, &geometry.name)
             .map_err(geometry.step("take over its loop device"))?;
         let mut fds = fds.into_iter();
@@ -82,11 +80,16 @@ impl FuseDevice {
     pub fn remove_leftover(name: &str, loop_number: u32) -> io::Result<()> {
         loopdev::LoopDevice::find(loop_number, name)?.detach()
     }
+}
 
-    pub fn attach(&mut self) -> Result<PathBuf, DeviceError> {
+impl DeviceForm for FuseDevice {
+    fn attach(&mut self) -> Result<PathBuf, DeviceError> {
         let geometry = &self.geometry;
+        if let Some(path) = self.path() {
+            return Ok(path);
+        }
         let Some(mount) = self.mount.take() else {
-            return Err(geometry.unsupported("it is attached already"));
+            return Err(geometry.unsupported("it is detached"));
         };
         let access = if geometry.read_only {
             OFlags::RDONLY
@@ -125,11 +128,11 @@ impl FuseDevice {
         Ok(path)
     }
 
-    pub fn path(&self) -> Option<PathBuf> {
+    fn path(&self) -> Option<PathBuf> {
         self.loop_device.as_ref().map(loopdev::LoopDevice::path)
     }
 
-    pub fn resize(&mut self, size_bytes: u64) -> Result<(), DeviceError> {
+    fn resize(&mut self, size_bytes: u64) -> Result<(), DeviceError> {
         self.geometry.set_size_bytes(size_bytes);
         let (Some(file), Some(device)) = (&self.file, &self.loop_device) else {
             return Ok(());
@@ -143,7 +146,7 @@ impl FuseDevice {
             .map_err(self.geometry.step("resize the loop device"))
     }
 
-    pub fn keep(&self) -> Result<Option<Kept>, DeviceError> {
+    fn keep(&self) -> Result<Option<Kept>, DeviceError> {
         let (Some(file), Some(device)) = (&self.file, &self.loop_device) else {
             return Ok(None);
         };
@@ -165,7 +168,7 @@ impl FuseDevice {
     }
     /// Lets go of everything. With mount and file closed, and the loop device's own reference gone, the file system ends,
     /// and its channels tell the front ends.
-    pub fn detach(&mut self) -> Result<(), DeviceError> {
+    fn detach(&mut self) -> Result<(), DeviceError> {
         self.mount = None;
         self.file = None;
         self.channels.clear();

@@ -19,7 +19,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::MAX_TRANSFER_BYTES;
 use super::wire::{self, FallocateMode, InHeader, InitFlags, OpenFlags, OutHeader, opcode};
 use crate::block::commands::{Commands, Finished, Operation};
-use crate::block::device::Geometry;
+use crate::block::spec::Geometry;
 use crate::block::{BlockDone, BlockLimits, BlockOp, FrontEnd, FrontEndIo, TokenSpace};
 
 /// Requests taken in one turn, at most.

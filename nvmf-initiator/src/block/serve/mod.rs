@@ -118,7 +118,9 @@ impl Server {
         options: &ServeOptions,
     ) -> Result<Self, DeviceError> {
         let (device, queues) = Device::resume(&kept.state, kept.fds, spec)?;
-        Self::run(device, queues, backing, options, spec)
+        let mut server = Self::run(device, queues, backing, options, spec)?;
+        server.device.attach()?;
+        Ok(server)
     }
 
     fn run(
