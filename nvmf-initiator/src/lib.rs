@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 pub mod core;
 pub mod daemon;
+pub mod handle;
 pub mod host;
 pub mod options;
 pub mod polled;

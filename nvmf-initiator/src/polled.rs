@@ -124,6 +124,19 @@ pub struct Session {
     initiator: Initiator,
 }
 
+/// See [`Session::waker`].
+#[derive(Clone)]
+pub struct Waker(mailbox::Sender<ToShard>);
+
+impl Waker {
+    /// Makes the next [`Session::poll`], or the one that waits now, return soon.
+    pub fn wake(&self) {
+        // A message, not a bare wake: that would be lost between a look around and the wait that follows. Without a
+        // receiver the session is gone.
+        let _ = self.0.send(ToShard::Nudge);
+    }
+}
+
 /// Polls that may pass between two looks at the clock while spinning: one look costs as much as an empty poll.
 const POLLS_PER_TICK: u32 = 64;
 /// The flag of a disconnect is set before the wake is sent; this bounds what a wake between two looks would cost.
@@ -215,6 +228,11 @@ impl Session {
     /// as many are open as the session takes, it comes back.
     pub fn submit(&mut self, request: Request) -> Result<(), Full> {
         self.shard.submit(self.head, request)
+    }
+
+    /// Wakes a [`Session::poll`] that waits, from any thread.
+    pub fn waker(&self) -> Waker {
+        Waker(self.waker.clone())
     }
 
     /// Operations that are not answered.

@@ -113,6 +113,8 @@ pub enum ToShard {
         /// Which.
         head: HeadKey,
     },
+    /// Nothing: makes a runner that sleeps look around.
+    Nudge,
     /// A queue to use.
     AddQueue(Box<NewQueue>),
     /// Shuts and closes every queue of the controller and holds its commands. Answered when no socket is left.

@@ -183,6 +183,7 @@ impl Shard {
                     self.forget_if_closed(at);
                 }
             }
+            ToShard::Nudge => {}
             ToShard::AddQueue(new) => self.add_queue(*new),
             ToShard::CloseQueues { controller, closed } => self.close_queues(controller, closed),
         }
