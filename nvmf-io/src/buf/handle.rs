@@ -5,6 +5,8 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
 
+use nvme_proto::digest::Crc;
+
 use super::pool::{Chunk, Fixed};
 
 /// Bytes copied at a time where a buffer cannot be borrowed because the kernel may be writing elsewhere in it.
@@ -183,7 +185,7 @@ impl Buf {
     pub fn crc32c(&self, range: Range<u32>, seed: u32) -> u32 {
         let mut crc = seed;
         self.pieces(range, |piece| {
-            crc = crc32c::crc32c_append(crc, piece);
+            crc = Crc(crc).and(piece).0;
             true
         });
         crc
