@@ -107,5 +107,5 @@ fio_verify() {
   local file=$1
   shift
   fio --name=verify --filename="$file" --direct=1 --rw=randwrite --bs=4k --iodepth=16 --ioengine=io_uring \
-    --verify=crc32c --verify_fatal=1 --do_verify=1 --output-format=terse --terse-version=3 "$@"
+    --verify=crc32c --verify_fatal=1 --do_verify=1 --verify_state_save=0 --output-format=terse --terse-version=3 "$@"
 }

@@ -138,6 +138,7 @@ impl Loop {
         let mut ring = Ring::new(&RingConfig::default()).map_err(io::Error::other)?;
         let pool = BufPool::new(&PoolConfig {
             max_bytes: SHARD_POOL_BYTES,
+            resident: true,
         });
         ring.poll_multishot(inbox.fd(), Interest::Readable, WAKE);
         Ok(Loop {
@@ -225,6 +226,7 @@ impl Loop {
             });
         let pool = BufPool::new(&PoolConfig {
             max_bytes: FRONT_POOL_BYTES,
+            resident: true,
         });
         self.shard.ring().register_pool(&pool);
         let front = Front {

@@ -282,6 +282,7 @@ pub fn resumed(form: BlockForm) {
             "--direct=1",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
         ])
         .arg(format!("--filename={}", path.display()))
         .stdout(Stdio::piped())

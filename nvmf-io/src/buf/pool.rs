@@ -33,6 +33,10 @@ pub struct PoolConfig {
     /// Bound of the memory for buffers, rounded to whole chunks of 2 MiB, at least 12 MiB. Address space is taken
     /// as buffers are first needed, and is then kept.
     pub max_bytes: usize,
+    /// Takes the memory of a chunk when the chunk is taken, rather than page by page as it is touched. For servers of
+    /// devices on this machine: a page fault of a process that is being killed fails, and a request that the kernel was
+    /// just copying into that page is lost with an I/O error.
+    pub resident: bool,
 }
 
 impl Default for PoolConfig {
@@ -40,6 +44,7 @@ impl Default for PoolConfig {
     fn default() -> Self {
         Self {
             max_bytes: 128 << 20,
+            resident: false,
         }
     }
 }
@@ -59,7 +64,7 @@ pub(crate) enum Fixed {
 ///
 /// ```
 /// use nvmf_io::{BufPool, PoolConfig};
-/// let pool = BufPool::new(&PoolConfig { max_bytes: 16 << 20 });
+/// let pool = BufPool::new(&PoolConfig { max_bytes: 16 << 20, ..PoolConfig::default() });
 /// let buf = pool.alloc(70_000).expect("a new pool is not dry");
 /// assert_eq!(buf.len(), 70_000);
 /// assert!(pool.alloc(3 << 20).is_none(), "above the largest class");
@@ -70,6 +75,7 @@ pub struct BufPool {
 }
 
 struct Inner {
+    resident: bool,
     chunks: RefCell<Vec<ChunkPtr>>,
     classes: [Class; CLASS_BYTES.len()],
     max_chunks: usize,
@@ -118,6 +124,7 @@ impl BufPool {
     /// An empty pool: memory is mapped when buffers are first asked for.
     pub fn new(config: &PoolConfig) -> Self {
         let inner = Rc::new_cyclic(|weak| Inner {
+            resident: config.resident,
             chunks: RefCell::new(Vec::new()),
             classes: std::array::from_fn(|_| Class {
                 free: RefCell::new(Vec::new()),
@@ -177,7 +184,11 @@ impl BufPool {
         let mapping = if chunks.len() + kept_for_others < inner.max_chunks {
             match Mapping::anonymous_aligned(CHUNK_BYTES, CHUNK_BYTES, Access::ReadWrite) {
                 Ok(mapping) => {
-                    mapping.prefer_huge_pages();
+                    if inner.resident {
+                        mapping.populate();
+                    } else {
+                        mapping.prefer_huge_pages();
+                    }
                     Some((Rc::new(mapping), Fixed::Untried))
                 }
                 Err(error) => {

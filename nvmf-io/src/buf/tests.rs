@@ -6,7 +6,10 @@ use super::*;
 
 /// The least bound: one chunk for each class.
 fn smallest() -> BufPool {
-    BufPool::new(&PoolConfig { max_bytes: 0 })
+    BufPool::new(&PoolConfig {
+        max_bytes: 0,
+        ..PoolConfig::default()
+    })
 }
 
 fn panics(action: impl FnOnce()) -> bool {
@@ -181,6 +184,7 @@ fn exhaust(pool: &BufPool, len: u32) -> Vec<Buf> {
 fn one_class_cannot_starve_another() {
     let pool = BufPool::new(&PoolConfig {
         max_bytes: 20 << 20,
+        ..PoolConfig::default()
     });
     let small = exhaust(&pool, 4096);
     assert_eq!(
@@ -206,6 +210,7 @@ fn one_class_cannot_starve_another() {
 fn idle_chunks_change_their_class() {
     let pool = BufPool::new(&PoolConfig {
         max_bytes: 20 << 20,
+        ..PoolConfig::default()
     });
     let small = exhaust(&pool, 4096);
     let kept: Vec<Buf> = small.into_iter().step_by(512).take(2).collect();

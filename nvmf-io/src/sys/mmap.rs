@@ -96,6 +96,20 @@ impl Mapping {
         }
     }
 
+    /// Takes all memory of the mapping now. Where the kernel cannot (before 5.14, or short of memory), it comes page by
+    /// page as it is touched.
+    pub(crate) fn populate(&self) {
+        #[cfg(not(miri))]
+        // SAFETY: the advice concerns this mapping alone and changes no content.
+        unsafe {
+            libc::madvise(
+                self.base.as_ptr().cast(),
+                self.len,
+                libc::MADV_POPULATE_WRITE,
+            );
+        }
+    }
+
     /// `len` bytes of `fd` from `offset` on, shared with whoever else maps them (a device, usually).
     pub(crate) fn shared(
         fd: BorrowedFd<'_>,

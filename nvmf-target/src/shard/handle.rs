@@ -200,6 +200,7 @@ fn prepare(
     let mut ring = Ring::new(&config.ring).map_err(|source| ShardError::Ring { index, source })?;
     let pool = BufPool::new(&PoolConfig {
         max_bytes: config.buffer_bytes,
+        ..PoolConfig::default()
     });
     ring.register_pool(&pool);
     let lent = Lent::new(&pool).ok_or(ShardError::Memory { index })?;

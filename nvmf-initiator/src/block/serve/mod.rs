@@ -233,6 +233,7 @@ impl Shard {
             ring,
             pool: BufPool::new(&PoolConfig {
                 max_bytes: POOL_BYTES,
+                resident: true,
             }),
             front: queue.build(),
             backing,

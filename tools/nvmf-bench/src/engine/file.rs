@@ -45,6 +45,7 @@ impl FileEngine {
         let pool = BufPool::new(&PoolConfig {
             max_bytes: usize::from(spec.iodepth) * (spec.bs as usize).next_power_of_two() * 2
                 + POOL_SLACK_BYTES,
+            ..PoolConfig::default()
         });
         let mut ring = ring;
         ring.register_pool(&pool);

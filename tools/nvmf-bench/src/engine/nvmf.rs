@@ -33,6 +33,7 @@ impl NvmfEngine {
             busy_poll: Duration::from_micros(spec.busy_poll),
             pool: PoolConfig {
                 max_bytes: buffers * 2 + POOL_SLACK_BYTES,
+                ..PoolConfig::default()
             },
             ..SessionConfig::default()
         };
