@@ -6,7 +6,6 @@
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
-use std::path::Path;
 use std::str::FromStr;
 
 use rustix::thread::CapabilitySet;
@@ -52,10 +51,7 @@ impl fmt::Display for NoForm {
         for reason in &self.0 {
             write!(f, "; {reason}")?;
         }
-        write!(
-            f,
-            "; --block nbd-socket and --block none need nothing of this"
-        )
+        write!(f, "; --block none needs nothing of this")
     }
 }
 
@@ -64,8 +60,8 @@ const FUSE_RESEND_SINCE: (u32, u32) = (6, 9);
 
 impl BlockForm {
     /// The forms that give a block device, best first: ublk has one queue per shard and no file system between; FUSE
-    /// with loop keeps direct I/O and survives a crash on newer kernels; nbd has one stream for everything.
-    pub const PREFERENCE: [BlockForm; 3] = [BlockForm::Ublk, BlockForm::Fuse, BlockForm::Nbd];
+    /// with loop keeps direct I/O and survives a crash on newer kernels.
+    pub const PREFERENCE: [BlockForm; 2] = [BlockForm::Ublk, BlockForm::Fuse];
 
     /// The word used on the command line.
     pub const fn name(self) -> &'static str {
@@ -113,16 +109,11 @@ impl BlockForm {
                 self.control_file("/dev/fuse", "load the driver with `modprobe fuse` (CONFIG_FUSE_FS)")?;
                 self.control_file("/dev/loop-control", "load the driver with `modprobe loop` (CONFIG_BLK_DEV_LOOP)")
             }),
-            BlockForm::Nbd => self.admin().and_then(|()| {
-                if Path::new("/sys/module/nbd").exists() {
-                    return Ok(());
-                }
-                Err(self.unavailable(
-                    "the kernel's nbd driver is not loaded",
-                    "load it with `modprobe nbd` (CONFIG_BLK_DEV_NBD)",
-                ))
-            }),
-            BlockForm::NbdSocket | BlockForm::None => Ok(()),
+            BlockForm::Nbd | BlockForm::NbdSocket => Err(self.unavailable(
+                "this version serves no NBD yet",
+                "take ublk or fuse, or leave the choice to auto",
+            )),
+            BlockForm::None => Ok(()),
         }
     }
 
@@ -130,7 +121,7 @@ impl BlockForm {
     /// the file descriptors.
     pub fn survives_crash(self) -> Result<(), String> {
         match self {
-            BlockForm::Ublk | BlockForm::Nbd => Ok(()),
+            BlockForm::Ublk => Ok(()),
             BlockForm::Fuse => {
                 let (major, minor) = kernel_release();
                 if (major, minor) >= FUSE_RESEND_SINCE {
@@ -141,8 +132,9 @@ impl BlockForm {
                      I/O on its loop devices fails"
                 ))
             }
-            BlockForm::NbdSocket => Err("an NBD client has to connect again by itself".into()),
-            BlockForm::Auto | BlockForm::None => Err("there is no device".into()),
+            BlockForm::Auto | BlockForm::Nbd | BlockForm::NbdSocket | BlockForm::None => {
+                Err("there is no device".into())
+            }
         }
     }
 
@@ -249,9 +241,19 @@ mod tests {
     }
 
     #[test]
-    fn forms_without_a_kernel_driver_are_always_available() {
-        assert_eq!(BlockForm::NbdSocket.resolve(), Ok(BlockForm::NbdSocket));
+    fn no_device_is_always_possible() {
         assert_eq!(BlockForm::None.resolve(), Ok(BlockForm::None));
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        for form in [BlockForm::Nbd, BlockForm::NbdSocket] {
+            let text = form.available().unwrap_err().to_string();
+            assert!(
+                text.contains(form.name()) && text.contains("no NBD yet"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -143,6 +144,8 @@ fn start_daemon(run: &RunDir, with_stdout: bool) -> io::Result<(Child, OwnedFd)>
     )?;
     // The program as it runs, even when the file was replaced meanwhile.
     let child = Command::new("/proc/self/exe")
+        // What `ps` shows.
+        .arg0("nvmf-initiator")
         .arg("--run-dir")
         .arg(run.path())
         .args(["daemon", "--kept"])

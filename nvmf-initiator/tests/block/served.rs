@@ -192,6 +192,7 @@ pub fn fio_verify(device: &Path, block: &str, extra: &[&str]) {
         "--iodepth=32",
         "--verify=crc32c",
         "--verify_fatal=1",
+        "--verify_state_save=0",
         "--group_reporting",
     ];
     arguments.extend(extra);

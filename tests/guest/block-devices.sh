@@ -1,0 +1,90 @@
+#!/bin/bash
+# block-devices.sh: namespaces of the Linux kernel's target as block devices of nvmf-initiator: ublk, and FUSE with loop.
+# guest: --uml --mem 1536 --timeout 600
+# shellcheck source=../../tools/guest/lib.sh
+. "$GUEST_LIB"
+suite block-devices
+
+NQN=nqn.2024-01.org.example:kernel
+AT=(-t tcp -a 127.0.0.1 -s 4420)
+RUN=(--run-dir "$SUITE_TMP/run")
+
+target() {
+  nvmet_subsystem $NQN
+  nvmet_namespace $NQN 1 "$(scratch_disk 400M)"
+  nvmet_port 1 tcp 127.0.0.1 4420
+  nvmet_link 1 $NQN
+  wait_until 10 nvmf-initiator "${RUN[@]}" discover "${AT[@]}"
+}
+check 'a kernel target, found by our discover' target
+
+in_json() { nvmf-initiator "${RUN[@]}" discover "${AT[@]}" -o json | tee /dev/stderr | grep -q $NQN; }
+check 'discover in JSON' in_json
+
+# attach FORM: connects; the device's path is in $SUITE_TMP/device.
+attach() {
+  nvmf-initiator "${RUN[@]}" connect "${AT[@]}" -n $NQN --block "$1" -c 1 | tee /dev/stderr | grep -o '/dev/[a-z]*[0-9]*' | head -n 1 >"$SUITE_TMP/device"
+  wait_until 10 test -b "$(device)"
+  nvmf-initiator "${RUN[@]}" list | tee /dev/stderr | grep -q "$(device)"
+}
+device() { cat "$SUITE_TMP/device"; }
+detach() {
+  nvmf-initiator "${RUN[@]}" disconnect -n $NQN
+  ! nvmf-initiator "${RUN[@]}" list | grep -q "$(device)"
+}
+identify() {
+  nvmf-initiator "${RUN[@]}" id-ctrl "$(device)" | tee /dev/stderr | grep -qi linux
+  nvmf-initiator "${RUN[@]}" id-ns "$(device)" >/dev/stderr
+}
+daemon() { pgrep -f -- "--run-dir $SUITE_TMP/run daemon"; }
+verify() { fio_verify "$(device)" "--bs=$1" --size=32M; }
+on_fs() {
+  wipefs -aq "$(device)"
+  mkfs.ext4 -q "$(device)"
+  mkdir -p /mnt/fs
+  mount "$(device)" /mnt/fs
+  fio_verify /mnt/fs/file --size=32M --bs=64k --fsync=16
+}
+busy() { nvmf-initiator "${RUN[@]}" disconnect -n $NQN; }
+leave_fs() { umount /mnt/fs; }
+discard() {
+  dd if=/dev/urandom of="$(device)" bs=1M count=8 oflag=direct status=none
+  blkdiscard -o 0 -l $((4 << 20)) "$(device)"
+  blkdiscard -z -o $((4 << 20)) -l $((4 << 20)) "$(device)"
+  cmp -n $((8 << 20)) "$(device)" /dev/zero
+}
+writes() { awk '{ print $5 }' "/sys/block/$(basename "$(device)")/stat"; }
+wrote() { [ "$(writes)" -gt "$1" ]; }
+under_load() {
+  local load before
+  before=$(writes)
+  fio_verify "$(device)" --size=48M --time_based --runtime=5 --allow_file_create=0 >"$SUITE_TMP/load" 2>&1 &
+  load=$!
+  wait_until 20 wrote $((before + 300))
+  "$@"
+  wait $load || { cat "$SUITE_TMP/load" && return 1; }
+}
+cut() {
+  nvmet_unlink 1 $NQN
+  nvmet_link 1 $NQN
+}
+murder() {
+  local old
+  old=$(daemon | head -n 1)
+  kill -KILL "$old"
+  wait_until 20 another "$old"
+}
+another() { daemon | grep -qv "^$1\$"; }
+
+for form in ublk fuse; do
+  check "$form: connect makes a device" attach $form
+  check "$form: id-ctrl, id-ns" identify
+  for bs in 4k 64k 1m; do check "$form: fio verifies with $bs blocks" verify $bs; done
+  check "$form: discard and write zeroes" discard
+  check "$form: ext4" on_fs
+  refuse "$form: disconnect while mounted" 'in use|mounted|busy' busy
+  check "$form: unmount" leave_fs
+  check "$form: the target goes and comes back under fio verify" under_load cut
+  check "$form: kill -9 of the daemon under fio verify" under_load murder
+  check "$form: disconnect" detach
+done
