@@ -68,10 +68,10 @@ say '3. Attach it as a block device'
 device=''
 if [ "$(id -u)" != 0 ]; then
   echo 'No block device: that takes root. Going on with the in-process initiator.'
-elif device=$("$bin/nvmf-initiator" connect -t tcp -a 127.0.0.1 -s "$port" -n "$nqn" 2>"$dir/connect.log"); then
+elif timeout 60 "$bin/nvmf-initiator" connect -t tcp -a 127.0.0.1 -s "$port" -n "$nqn" >"$dir/connect.out" 2>"$dir/connect.log" </dev/null; then
   cat "$dir/connect.log"
   connected=yes
-  device=$(printf '%s\n' "$device" | grep -o '/dev/[^ ]*' | head -n 1)
+  device=$(grep -o '/dev/[^ ,;:]*' "$dir/connect.out" | head -n 1)
   "$bin/nvmf-initiator" list
 else
   echo 'No block device can be made here, for this reason:'
