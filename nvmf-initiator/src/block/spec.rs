@@ -32,7 +32,7 @@ pub struct DeviceSpec {
     pub queues: u16,
     /// Requests that one queue may have open.
     pub queue_depth: u16,
-    /// Folder for the sockets of [`BlockForm::NbdSocket`]; it must exist.
+    /// Folder for the sockets of `nbd-socket`; it must exist.
     pub runtime_dir: PathBuf,
 }
 
