@@ -4,7 +4,7 @@
 //! - at most one receive and one send are in flight on the socket;
 //! - a command sits in the slot that [`HostConn`] gave it until its completion or until the queue is closed; its buffer
 //!   is held there, and by the ring while the kernel may touch it;
-//! - after [`IoQueue::fail`] no completion is reported any more. Once nothing is in flight the socket is closed, and
+//! - after `IoQueue::fail` no completion is reported any more. Once nothing is in flight the socket is closed, and
 //!   only then do the open commands come out again ([`IoQueue::take_open`]), so that no byte of the old connection is
 //!   sent or stored after one of them was issued elsewhere.
 
