@@ -21,11 +21,21 @@ connected=''
 
 say() { if [ -t 1 ]; then printf '\n\033[1m%s\033[0m\n' "$*"; else printf '\n%s\n' "$*"; fi; }
 
+# leave: unmounts. A process' ring, and with it its open file, ends shortly after the process; so it is tried for 5 seconds.
+leave() {
+  for _ in $(seq 50); do
+    umount "$dir/mnt" 2>/dev/null && return
+    sleep 0.1
+  done
+  umount "$dir/mnt"
+}
+
 cleanup() {
   local code=$?
   set +e
-  [ -n "$mounted" ] && umount "$dir/mnt"
-  [ -n "$connected" ] && "$bin/nvmf-initiator" disconnect -n "$nqn" >/dev/null
+  [ -n "$mounted" ] && leave
+  # By force, and before the target ends: a device that is left behind holds its I/O until ctrl_loss_tmo.
+  [ -n "$connected" ] && "$bin/nvmf-initiator" disconnect -n "$nqn" --force >/dev/null
   if [ -n "$target_pid" ]; then
     kill -TERM "$target_pid" 2>/dev/null
     wait "$target_pid" 2>/dev/null
@@ -88,10 +98,10 @@ if [ -n "$device" ]; then
   mounted=yes
   df -h "$dir/mnt"
   "$bin/nvmf-bench" --filename "$dir/mnt/data" --size 256m --rw randwrite --bs 64k --iodepth 16 --verify crc32c --quiet
-  for _ in $(seq 50); do mountpoint -q "$dir/mnt" || break; umount "$dir/mnt" 2>/dev/null && break; sleep 0.1; done # a ring ends shortly after its process
+  leave
   mount "$device" "$dir/mnt"
   echo "after unmounting and mounting again: $(ls -l "$dir/mnt/data")"
-  for _ in $(seq 50); do mountpoint -q "$dir/mnt" || break; umount "$dir/mnt" 2>/dev/null && break; sleep 0.1; done # a ring ends shortly after its process
+  leave
   mounted=''
 else
   say '4. Write and verify through the in-process initiator'
