@@ -8,6 +8,7 @@ use std::path::Path;
 use sd_notify::NotifyState;
 
 use crate::logging::print_line;
+use crate::model::Nqn;
 
 /// Writes the addresses, one `tcp://ADDR:PORT` a line, so that the file is either absent or complete.
 pub fn write_ready_file(path: &Path, addresses: &[SocketAddr]) -> io::Result<()> {
@@ -21,8 +22,16 @@ pub fn write_ready_file(path: &Path, addresses: &[SocketAddr]) -> io::Result<()>
     fs::rename(&temporary, path)
 }
 
-/// Prints the addresses, and tells the service manager that hosts can connect.
-pub fn announce(addresses: &[SocketAddr], json: bool) {
+/// Prints what a host must be told to connect, NQNs and addresses, and tells the service manager that hosts can.
+pub fn announce(addresses: &[SocketAddr], nqns: &[Nqn], json: bool) {
+    for nqn in nqns {
+        let line = if json {
+            serde_json::json!({ "event": "serving", "nqn": nqn.to_string() }).to_string()
+        } else {
+            format!("serving {nqn}")
+        };
+        print_line(io::stdout(), &line);
+    }
     for address in addresses {
         let address = format!("tcp://{address}");
         let line = if json {

@@ -57,6 +57,7 @@ async fn run(cli: &Cli, config: Config, identity: Identity) -> anyhow::Result<u8
     // Registered first: a signal that comes early must not kill the process without a word.
     let mut signals = Signals::register()?;
     let (events, shard_events) = mpsc::unbounded_channel();
+    let nqns: Vec<_> = config.subsystems.iter().map(|s| s.nqn.clone()).collect();
     let target = start(config, identity, events).await?;
     net::spawn(follow_shards(Rc::clone(&target), shard_events));
     net::spawn(watch::watch(Rc::downgrade(&target)));
@@ -65,7 +66,7 @@ async fn run(cli: &Cli, config: Config, identity: Identity) -> anyhow::Result<u8
         ready::write_ready_file(path, &addresses)
             .with_context(|| format!("the ready file {} cannot be written", path.display()))?;
     }
-    ready::announce(&addresses, cli.json);
+    ready::announce(&addresses, &nqns, cli.json);
     while let Caught::Reload = signals.next().await {
         tokio::select! {
             () = reload::reload(cli, &target) => {}

@@ -1,9 +1,10 @@
 //! What the command says and how it exits.
 
 use std::fs;
-use std::process::Output;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Output, Stdio};
 
-use crate::process::{Target, command};
+use crate::process::{NQN, Target, command};
 
 fn run(arguments: &[&str]) -> (i32, String, String) {
     let Output {
@@ -104,4 +105,30 @@ fn version_and_help_exit_with_0() {
     let (code, stdout, _) = run(&["--help"]);
     assert_eq!(code, 0);
     assert!(stdout.contains("Exit status:"), "{stdout}");
+}
+
+#[test]
+fn what_hosts_need_to_connect_is_printed() {
+    let mut child = command()
+        .args([
+            "--null",
+            "1G",
+            "--nqn",
+            NQN,
+            "--listen",
+            "tcp://127.0.0.1:0",
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let printed: Vec<String> = lines.by_ref().take(2).map(Result::unwrap).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(printed[0], format!("serving {NQN}"));
+    assert!(
+        printed[1].starts_with("listening on tcp://127.0.0.1:"),
+        "{printed:?}"
+    );
 }
