@@ -85,7 +85,7 @@ struct Core {
     encoder: Encoder,
     limits: QueueLimits,
     max_h2c_data_bytes: u32,
-    /// Whom the payload in progress belongs to; `None` for that of a termination request.
+    /// Whom the payload in progress belongs to; `None` outside of payload and for that of a termination request.
     current: Option<SlotId>,
     /// The response to Connect.
     connect_response: Option<Cqe>,
@@ -352,7 +352,7 @@ impl Core {
         } else {
             Err(Violation::CidInUse(sqe.cid()))
         };
-        self.current = Some(slot);
+        self.current = (header.data_bytes > 0).then_some(slot);
         match transfer {
             Ok(transfer) => {
                 self.queue.begin(slot, transfer);
@@ -428,6 +428,7 @@ impl Core {
         let term = TermReqHeader::ref_from_bytes(header.bytes).ok()?;
         self.life.close();
         self.queue.stop();
+        self.current = None;
         Some(Received::TermReq {
             fes: Fes(term.fes.get()),
             fei: term.fei.get(),
@@ -460,6 +461,7 @@ impl Core {
     fn fail(&mut self, violation: Violation, header: &[u8]) -> Violation {
         self.life.end(PduType::C2H_TERM_REQ, violation, header);
         self.queue.stop();
+        self.current = None;
         violation
     }
 

@@ -570,6 +570,7 @@ impl Core {
         let term = TermReqHeader::ref_from_bytes(header.bytes).ok()?;
         self.life.close();
         self.out.clear();
+        self.current = None;
         Some(HostReceived::TermReq {
             fes: Fes(term.fes.get()),
             fei: term.fei.get(),
@@ -605,6 +606,7 @@ impl Core {
     fn fail(&mut self, violation: Violation, header: &[u8]) -> Violation {
         self.life.end(PduType::H2C_TERM_REQ, violation, header);
         self.out.clear();
+        self.current = None;
         violation
     }
 }
