@@ -10,6 +10,7 @@ packages() {
 build    gcc                links Rust programs; compiles the guest's kernel
 build    libc6-dev          headers and start-up objects for gcc
 build    make               runs the Makefile and the kernel's
+fuzz     g++                compiles libFuzzer
 check    shellcheck         reads our shell scripts for mistakes
 check    git                lists the files that the tidiness checks read
 uml      flex               generates the lexer of the kernel's configuration language
