@@ -22,9 +22,10 @@ use crate::core::association::Association;
 use crate::core::discovery::{Discovered, follow};
 use crate::core::error::ConnectError;
 use crate::daemon::api::{ConnectRequest, Failure, FailureKind, Reply, Request, Selection};
+use crate::daemon::client::{self, Absent};
 use crate::daemon::node::failure_of;
 use crate::daemon::serve::DaemonOptions;
-use crate::daemon::{RunDir, client, keeper, serve};
+use crate::daemon::{RunDir, keeper, serve};
 use crate::host::{ETC_NVME, HostFiles, HostIdentity};
 use crate::options::{ConnectOptions, OptionError, Target};
 use args::{
@@ -124,7 +125,7 @@ fn connect_one(
     request: ConnectRequest,
     output: OutputArgs,
 ) -> Result<String, Failure> {
-    match client::ask(run, Request::Connect(request), true)? {
+    match client::ask(run, Request::Connect(request), Absent::Start)? {
         Some(Reply::Connected(status)) => {
             let problems: Vec<_> = status
                 .namespaces
@@ -324,7 +325,7 @@ fn disconnect(run: &RunDir, args: &DisconnectArgs) -> Done {
             what,
             force: args.force,
         },
-        false,
+        Absent::Accept,
     )? {
         Some(Reply::Disconnected(names)) => {
             print(&show::disconnected(&names, args.output.is_json()))
@@ -380,7 +381,7 @@ fn discover(args: &DiscoverArgs) -> Done {
 }
 
 fn list(run: &RunDir, output: OutputArgs) -> Done {
-    match client::ask(run, Request::List, false)? {
+    match client::ask(run, Request::List, Absent::Accept)? {
         Some(Reply::List(controllers)) => print(&show::list(&controllers, output.is_json())),
         Some(other) => Err(unexpected(&other)),
         None => print(&show::list(&[], output.is_json())),
@@ -462,7 +463,7 @@ fn identify_attached(
         namespace: namespace.is_some(),
         nsid: namespace.flatten(),
     };
-    match client::ask(run, request, false)? {
+    match client::ask(run, request, Absent::Accept)? {
         Some(Reply::Identify(digits)) => digits
             .as_bytes()
             .chunks(2)

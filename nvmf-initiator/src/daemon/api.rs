@@ -1,9 +1,12 @@
 //! What the command line asks the daemon, and what it answers: one line of JSON each way on a connection.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
+use crate::address::Address;
 use crate::core::namespace::NamespaceIdentity;
 use crate::host::HostIdentity;
 use crate::options::Target;
@@ -26,6 +29,9 @@ pub struct Envelope {
 pub enum Request {
     /// Connect a controller and make devices of its namespaces.
     Connect(ConnectRequest),
+    /// Have a namespace attached, however far earlier requests came: connects only what is not connected, and answers
+    /// when the device can be used.
+    Attach(AttachRequest),
     /// Disconnect controllers.
     Disconnect {
         /// Which.
@@ -59,6 +65,71 @@ pub struct ConnectRequest {
     pub block: String,
 }
 
+/// See [`Request::Attach`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// Where, how and as whom; what is connected already by the same address, NQN and host NQN is taken as it is.
+    pub connect: ConnectRequest,
+    /// The namespace that is wanted.
+    pub namespace: NamespaceSelector,
+    /// Bytes that its device must have at least: after a volume grew, the answer waits until its device did too.
+    pub min_size_bytes: u64,
+    /// Milliseconds that all of this may take.
+    pub timeout_ms: u32,
+}
+
+/// Which namespace of a controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NamespaceSelector {
+    /// By its number.
+    Nsid(u32),
+    /// By its UUID.
+    Uuid(Uuid),
+    /// By its NGUID.
+    Nguid(Uuid),
+    /// By its EUI64.
+    Eui64(u64),
+    /// The only one; more than one is refused.
+    Only,
+}
+
+impl fmt::Display for NamespaceSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NamespaceSelector::Nsid(nsid) => write!(f, "namespace {nsid}"),
+            NamespaceSelector::Uuid(uuid) => write!(f, "namespace with UUID {uuid}"),
+            NamespaceSelector::Nguid(nguid) => write!(f, "namespace with NGUID {}", nguid.simple()),
+            NamespaceSelector::Eui64(eui64) => write!(f, "namespace with EUI64 {eui64:016x}"),
+            NamespaceSelector::Only => f.write_str("namespace"),
+        }
+    }
+}
+
+impl NamespaceSelector {
+    /// The one of these namespaces that is meant, if it is there; more than one cannot be meant.
+    pub fn find<'a>(
+        &self,
+        namespaces: &'a [NamespaceStatus],
+    ) -> Result<Option<&'a NamespaceStatus>, Failure> {
+        let is_it = |ns: &&NamespaceStatus| match *self {
+            NamespaceSelector::Nsid(nsid) => ns.nsid == nsid,
+            NamespaceSelector::Uuid(uuid) => ns.identity.uuid == Some(uuid),
+            NamespaceSelector::Nguid(nguid) => ns.identity.nguid == Some(nguid),
+            NamespaceSelector::Eui64(eui64) => ns.identity.eui64 == Some(eui64),
+            NamespaceSelector::Only => true,
+        };
+        let mut found = namespaces.iter().filter(is_it);
+        match (found.next(), found.next()) {
+            (Some(first), Some(second)) => Err(FailureKind::Usage.because(format!(
+                "the subsystem has several namespaces that fit ({} and {}, for two): say which by number or UUID",
+                first.nsid, second.nsid
+            ))),
+            (first, _) => Ok(first),
+        }
+    }
+}
+
 /// Which controllers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -67,6 +138,15 @@ pub enum Selection {
     Nqn(String),
     /// The one behind a device, a stable name, or of this name.
     Device(String),
+    /// The one that was connected with exactly this; one that is being connected is waited for.
+    Association {
+        /// The port.
+        address: Address,
+        /// The subsystem.
+        subnqn: String,
+        /// The host.
+        hostnqn: String,
+    },
     /// All.
     All,
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,19 @@ const START_LIMIT: Duration = Duration::from_secs(40);
 /// How often it is looked for meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// What to do where no daemon is there to be asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Absent<'a> {
+    /// Nothing: the answer is that there is none.
+    Accept,
+    /// Start one: this program is the initiator.
+    Start,
+    /// Start one with this program, which is the initiator.
+    StartProgram(&'a Path),
+}
+
 /// Asks the daemon. `Ok(None)` when there is none and none shall be started for it.
-pub fn ask(run: &RunDir, request: Request, start: bool) -> Result<Option<Reply>, Failure> {
+pub fn ask(run: &RunDir, request: Request, start: Absent<'_>) -> Result<Option<Reply>, Failure> {
     let Some(stream) = reach(run, start)? else {
         return Ok(None);
     };
@@ -48,7 +60,7 @@ pub fn ask(run: &RunDir, request: Request, start: bool) -> Result<Option<Reply>,
     }
 }
 
-fn reach(run: &RunDir, start: bool) -> Result<Option<UnixStream>, Failure> {
+fn reach(run: &RunDir, start: Absent<'_>) -> Result<Option<UnixStream>, Failure> {
     let deadline = Instant::now() + START_LIMIT;
     loop {
         let error = match UnixStream::connect(run.socket()) {
@@ -64,10 +76,14 @@ fn reach(run: &RunDir, start: bool) -> Result<Option<UnixStream>, Failure> {
             return Err(FailureKind::System.because(message));
         }
         if !somebody_is_there(run) {
-            if !start {
-                return Ok(None);
+            match start {
+                Absent::Accept => return Ok(None),
+                Absent::Start => {
+                    let own = std::env::current_exe().map_err(not_started("this program"))?;
+                    start_keeper(run, &own)?;
+                }
+                Absent::StartProgram(program) => start_keeper(run, program)?,
             }
-            start_keeper(run)?;
         } else if Instant::now() >= deadline {
             let message = format!(
                 "the daemon does not come up; {} may say why",
@@ -85,18 +101,20 @@ fn somebody_is_there(run: &RunDir) -> bool {
     run.lock().exists() && matches!(keeper::lock(run), Ok(None))
 }
 
-/// Starts a keeper, which starts a daemon, and waits for the daemon's word.
-fn start_keeper(run: &RunDir) -> Result<(), Failure> {
-    let failed = |what: &str, error: io::Error| {
+fn not_started(what: &str) -> impl FnOnce(io::Error) -> Failure {
+    move |error| {
         let message =
             format!("cannot start the daemon: {what}: {error}; run as root, or give --run-dir");
         FailureKind::System.because(message)
-    };
+    }
+}
+
+/// Starts a keeper, which starts a daemon, and waits for the daemon's word.
+fn start_keeper(run: &RunDir, program: &Path) -> Result<(), Failure> {
     run.create()
-        .map_err(|error| failed(&run.path().display().to_string(), error))?;
+        .map_err(not_started(&run.path().display().to_string()))?;
     let log = File::options().create(true).append(true).open(run.log());
-    let log = log.map_err(|error| failed(&run.log().display().to_string(), error))?;
-    let program = std::env::current_exe().map_err(|error| failed("this program", error))?;
+    let log = log.map_err(not_started(&run.log().display().to_string()))?;
     let mut keeper = Command::new(program)
         .arg("--run-dir")
         .arg(run.path())
@@ -106,7 +124,7 @@ fn start_keeper(run: &RunDir) -> Result<(), Failure> {
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
-        .map_err(|error| failed("this program", error))?;
+        .map_err(not_started(&program.display().to_string()))?;
     let mut word = String::new();
     if let Some(stdout) = keeper.stdout.take() {
         // Nothing at all comes when another keeper was faster; then its daemon is looked for.

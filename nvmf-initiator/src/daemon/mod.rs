@@ -13,6 +13,7 @@
 //! | [`client`] | the command line's end of the socket; starts the daemon on demand |
 //! | [`serve`] | the daemon's end: listening, dispatching, ending |
 //! | [`node`] | which controllers there are |
+//! | [`attach`] | having a namespace attached, whatever came before |
 //! | [`attachment`] | one controller with its devices |
 //! | [`shard`] | one thread that serves front ends and queues |
 //! | [`state`] | what a daemon must know of the one before it |
@@ -23,6 +24,7 @@
 //! was connected, gets the descriptors from the keeper, resumes every device and connects anew.
 
 pub mod api;
+pub(crate) mod attach;
 pub(crate) mod attachment;
 pub mod client;
 pub mod keeper;

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::RunDir;
 use super::api::{ConnectRequest, Failure, FailureKind, Reply, Request, Selection};
+use super::attach::Association;
 use super::attachment::{Attachment, AttachmentSpec, LIVE, Remains};
 use super::keeper::{Held, Keeper};
 use super::shard::DeviceShard;
@@ -33,7 +34,7 @@ pub(crate) struct Node {
     /// Names of devices in use.
     names: RefCell<BTreeSet<String>>,
     next: Cell<u32>,
-    /// Told whenever a controller came or went.
+    /// Told whenever a controller came, went or changed.
     pub changed: Notify,
 }
 
@@ -100,6 +101,7 @@ impl Node {
         if let Err(error) = state.write(&self.run) {
             tracing::error!(%error, "a daemon that comes after this one will not find its devices");
         }
+        self.changed.notify_waiters();
     }
 
     /// Takes up what the daemon before left.
@@ -212,6 +214,7 @@ impl Node {
         let result =
             match request {
                 Request::Connect(request) => self.connect(request).await,
+                Request::Attach(request) => self.attach(request).await,
                 Request::Disconnect { what, force } => self.disconnect(&what, force).await,
                 Request::List => Ok(Reply::List(
                     self.attachments
@@ -232,7 +235,27 @@ impl Node {
         result.unwrap_or_else(Reply::Failed)
     }
 
-    async fn connect(self: &Rc<Self>, request: ConnectRequest) -> Result<Reply, Failure> {
+    /// The controller of an association.
+    pub(super) fn attached(&self, association: &Association<'_>) -> Option<Rc<Attachment>> {
+        let attachments = self.attachments.borrow();
+        let it = attachments
+            .iter()
+            .find(|a| Association::of(a.request()) == *association);
+        it.cloned()
+    }
+
+    /// Whether it is being connected.
+    pub(super) fn is_connecting(&self, association: &Association<'_>) -> bool {
+        let connecting = self.connecting.borrow();
+        connecting
+            .iter()
+            .any(|request| Association::of(request) == *association)
+    }
+
+    pub(super) async fn connect(
+        self: &Rc<Self>,
+        request: ConnectRequest,
+    ) -> Result<Reply, Failure> {
         request
             .target
             .validate()
@@ -246,16 +269,8 @@ impl Node {
             .map_err(|error| FailureKind::System.because(error))?;
         if !request.target.options.duplicate_connect {
             let target = &request.target;
-            let same = |other: &ConnectRequest| {
-                other.target.subnqn == target.subnqn
-                    && other.target.address == target.address
-                    && other.host.hostnqn == request.host.hostnqn
-            };
             let attached = self
-                .attachments
-                .borrow()
-                .iter()
-                .find(|a| same(a.request()))
+                .attached(&Association::of(&request))
                 .map(|a| a.name().to_owned());
             if let Some(name) = attached {
                 let message = format!(
@@ -264,7 +279,7 @@ impl Node {
                 );
                 return Err(FailureKind::Busy.because(message));
             }
-            if self.connecting.borrow().iter().any(same) {
+            if self.is_connecting(&Association::of(&request)) {
                 let message = format!("{} at {} is being connected", target.subnqn, target.address);
                 return Err(FailureKind::Busy.because(message));
             }
@@ -331,7 +346,7 @@ impl Node {
         Ok(Reply::Connected(attachment.status()))
     }
 
-    async fn disconnect(&self, what: &Selection, force: bool) -> Result<Reply, Failure> {
+    pub(super) async fn disconnect(&self, what: &Selection, force: bool) -> Result<Reply, Failure> {
         let chosen: Vec<_> = match what {
             Selection::All => self.attachments.borrow().clone(),
             Selection::Nqn(nqn) => {
@@ -346,10 +361,23 @@ impl Node {
                 .map(|(attachment, _)| attachment)
                 .into_iter()
                 .collect(),
+            Selection::Association {
+                address,
+                subnqn,
+                hostnqn,
+            } => {
+                let association = Association {
+                    address,
+                    subnqn,
+                    hostnqn,
+                };
+                self.settled(&association).await;
+                self.attached(&association).into_iter().collect()
+            }
         };
         if chosen.is_empty() && *what != Selection::All {
             let message = match what {
-                Selection::Nqn(nqn) => {
+                Selection::Nqn(nqn) | Selection::Association { subnqn: nqn, .. } => {
                     format!("subsystem {nqn} is not connected; `list` shows what is")
                 }
                 Selection::Device(device) => not_attached(device),
