@@ -80,11 +80,16 @@ fn a_file_that_is_truncated_and_deleted_under_its_host() {
     assert_eq!(host.write(8 << 20, vec![1; 64 << 10]), Status::SUCCESS);
     let outside = std::fs::File::options().write(true).open(&path).unwrap();
     outside.set_len(8 << 20).unwrap();
+    assert_eq!(host.write(8 << 20, vec![2; 4096]), Status::WRITE_FAULT);
+    assert_eq!(
+        outside.metadata().unwrap().len(),
+        8 << 20,
+        "not even the first write extends it"
+    );
     assert_eq!(
         host.read(8 << 20, 4096),
         Err(Status::UNRECOVERED_READ_ERROR)
     );
-    assert_eq!(host.write(8 << 20, vec![2; 4096]), Status::WRITE_FAULT);
     assert_eq!(host.write(8 << 20, vec![2; 128 << 10]), Status::WRITE_FAULT);
     assert_eq!(
         host.write((8 << 20) - 4096, vec![2; 8192]),

@@ -15,7 +15,7 @@ use rustix::fs::{fdatasync, fstat, ftruncate};
 use super::claim::patiently;
 use super::device::Device;
 use super::error::BackingError;
-use super::storage::{Storage, measure, open_block, open_file};
+use super::storage::{Storage, cached_size, measure, open_block, open_file};
 
 /// The block size where nothing asks for another.
 const DEFAULT_BLOCK_BYTES: u32 = 512;
@@ -267,16 +267,7 @@ impl Backing {
         let Ok(now) = measure(&storage.fd) else {
             return;
         };
-        let promised = self.size_bytes();
-        let end = if now < promised { now } else { u64::MAX };
-        if storage.end_bytes.swap(end, Relaxed) != end {
-            if end == u64::MAX {
-                tracing::info!(backing = %self.spec, size_bytes = now, "has its size again");
-            } else {
-                tracing::error!(backing = %self.spec, size_bytes = now, promised_bytes = promised,
-                    "was truncated: I/O past its end fails; give it its size again (truncate -s)");
-            }
-        }
+        self.note_size(storage, now);
         let deleted = matches!(self.spec, BackingSpec::File { .. })
             && fstat(&storage.fd).is_ok_and(|stat| stat.st_nlink == 0);
         if deleted && !storage.told_deleted.swap(true, Relaxed) {
@@ -285,19 +276,51 @@ impl Backing {
         }
     }
 
-    /// Whether the file is known to end before `end_bytes`, so that a write there would put a hole where blocks were.
+    /// Looks whether a regular file was truncated: one system call that waits for nothing, since it takes what the kernel has cached. (A block device
+    /// cannot be extended by a write.)
     #[inline]
-    pub(super) fn ends_before(&self, end_bytes: u64) -> bool {
+    pub(super) fn look_at_size(&self) {
+        if let (Kind::Storage(storage), BackingSpec::File { .. }) = (&self.kind, &self.spec)
+            && let Some(now) = cached_size(&storage.fd)
+        {
+            self.note_size(storage, now);
+        }
+    }
+
+    /// Takes note of the size of the storage. Writes to memory that all shards share only where it changed.
+    #[inline]
+    fn note_size(&self, storage: &Storage, now: u64) {
+        let promised = self.size_bytes();
+        let end = if now < promised { now } else { u64::MAX };
+        if storage.end_bytes.load(Relaxed) != end {
+            self.size_changed(storage, now, promised, end);
+        }
+    }
+
+    #[cold]
+    fn size_changed(&self, storage: &Storage, now: u64, promised: u64, end: u64) {
+        let before = storage.end_bytes.swap(end, Relaxed);
+        if end == u64::MAX {
+            tracing::info!(backing = %self.spec, size_bytes = now, "has its size again");
+        } else if end < before {
+            tracing::error!(backing = %self.spec, size_bytes = now, promised_bytes = promised,
+                "was truncated: I/O past its end fails; give it its size again (truncate -s)");
+        }
+    }
+
+    /// Where it ends if that is before its promised size, `u64::MAX` otherwise: as of the last look.
+    #[inline]
+    pub(super) fn end_bytes(&self) -> u64 {
         match &self.kind {
-            Kind::Storage(storage) => storage.end_bytes.load(Relaxed) < end_bytes,
-            Kind::Null | Kind::Memory(_) | Kind::Device(_) => false,
+            Kind::Storage(storage) => storage.end_bytes.load(Relaxed),
+            Kind::Null | Kind::Memory(_) | Kind::Device(_) => u64::MAX,
         }
     }
 
     /// Notes that nothing could be read or written at `offset_bytes`.
     #[cold]
     pub(super) fn found_short(&self, offset_bytes: u64) {
-        if !self.ends_before(offset_bytes + 1) {
+        if self.end_bytes() > offset_bytes {
             self.inspect();
         }
     }

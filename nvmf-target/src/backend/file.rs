@@ -5,6 +5,15 @@
 //!
 //! Durability: FUA writes carry RWF_DSYNC, Flush is fdatasync, zeroing with FUA ends with an fdatasync, and a read with FUA begins
 //! with one. Deallocation is advice and promises nothing about power loss.
+//!
+//! A file that somebody truncates must not grow again by a write of ours: its blocks would be gone and nobody told. No flag of the kernel
+//! forbids a write to extend a file, so a shard looks at the size once in each turn in which it starts or completes writes to the file (some 200 ns,
+//! from what the kernel has cached), and then
+//! - starts no write that ends past the end of the file, and
+//! - acknowledges a write only if the file did not become shorter since it was started.
+//!
+//! What is left: a write that the kernel has already, or gets in the same turn, can extend the file that is truncated at that very moment. It fails with Write Fault
+//! too, unless it covers the last block and so gives the file the size that it should have.
 
 use std::sync::Arc;
 
@@ -25,6 +34,10 @@ pub struct FileBackend {
     zero_range: bool,
     /// Whether FALLOC_FL_PUNCH_HOLE works, as far as is known.
     punch_hole: bool,
+    /// In which turn the size was looked at.
+    looked_in: u64,
+    /// Whether a look holds for a turn: without it completions come in the middle of one.
+    ring_is_deferred: bool,
 }
 
 /// The next piece of `len_bytes`, of which `done` are done: (offset from the start, length).
@@ -33,14 +46,35 @@ fn piece(done: u64, len_bytes: u64) -> u32 {
 }
 
 impl FileBackend {
-    /// `backing`, which is registered with the shard's ring as `file`.
-    pub fn new(file: FileId, backing: Arc<Backing>) -> Self {
+    /// `backing`, which is registered with the shard's ring as `file`. `ring_is_deferred`: completions appear only while the shard
+    /// waits.
+    pub fn new(file: FileId, backing: Arc<Backing>, ring_is_deferred: bool) -> Self {
         Self {
             file,
             backing,
             zero_range: true,
             punch_hole: true,
+            looked_in: u64::MAX,
+            ring_is_deferred,
         }
+    }
+
+    /// Where the file ends, as of this turn; `u64::MAX` where it has its promised size.
+    #[inline]
+    fn end_bytes(&mut self, turn: u64) -> u64 {
+        if self.looked_in != turn || !self.ring_is_deferred {
+            self.looked_in = turn;
+            self.backing.look_at_size();
+        }
+        self.backing.end_bytes()
+    }
+
+    /// Whether a write up to `end_bytes` may start: not where it would extend a file that was truncated.
+    #[inline]
+    fn may_write(&mut self, work: &mut Work, end_bytes: u64, lent: &Lent) -> bool {
+        let file_end_bytes = self.end_bytes(lent.turn);
+        work.end_bytes = work.end_bytes.max(file_end_bytes);
+        end_bytes <= file_end_bytes
     }
 
     /// Behaves as on a file system without fallocate.
@@ -89,10 +123,7 @@ impl FileBackend {
                 },
                 Some(data),
             ) => {
-                if self
-                    .backing
-                    .ends_before(offset_bytes + u64::from(len_bytes))
-                {
+                if !self.may_write(task.work, offset_bytes + u64::from(len_bytes), lent) {
                     return Next::Done(Status::WRITE_FAULT);
                 }
                 let flags = WriteFlags { dsync: fua };
@@ -114,7 +145,7 @@ impl FileBackend {
                 },
                 _,
             ) => {
-                if self.backing.ends_before(offset_bytes + len_bytes) {
+                if !self.may_write(task.work, offset_bytes + len_bytes, lent) {
                     return Next::Done(Status::WRITE_FAULT);
                 }
                 match self.zeroing(task.work.stage, deallocate) {
@@ -210,6 +241,21 @@ impl FileBackend {
         lent: &mut Lent,
         result: Result<u32, Errno>,
     ) -> Next {
+        let next = self.step(task, lent, result);
+        let writes = matches!(
+            task.work.op,
+            BackendOp::Write { .. } | BackendOp::WriteZeroes { .. }
+        );
+        if writes
+            && next == Next::Done(Status::SUCCESS)
+            && self.end_bytes(lent.turn) < task.work.end_bytes
+        {
+            return Next::Done(Status::WRITE_FAULT);
+        }
+        next
+    }
+
+    fn step(&mut self, task: &mut Task<'_>, lent: &mut Lent, result: Result<u32, Errno>) -> Next {
         let work = &mut *task.work;
         match (work.op, work.stage) {
             (_, Stage::SyncFirst) if result.is_ok() => {

@@ -57,7 +57,8 @@ impl Backend {
             Kind::Memory(memory) => Self::Memory(memory.clone()),
             Kind::Storage(storage) => {
                 let file = ring.add_file(storage.fd.clone());
-                Self::File(FileBackend::new(file, backing.clone()))
+                let deferred = ring.features().deferred;
+                Self::File(FileBackend::new(file, backing.clone(), deferred))
             }
             Kind::Device(device) => match Passthrough::new(device.clone(), ring, wake) {
                 Ok(backend) => Self::Passthrough(Box::new(backend)),

@@ -284,7 +284,9 @@ impl Passthrough {
         lent: &mut Lent,
         result: Result<u32, Errno>,
     ) -> Next {
-        let Work { op, stage, done } = *task.work;
+        let Work {
+            op, stage, done, ..
+        } = *task.work;
         let emulated_compare = matches!(op, BackendOp::Compare { .. })
             && !self.device.commands.contains(Oncs::COMPARE);
         if emulated_compare {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use nvmf_io::probe::direct_align;
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, fstat, ftruncate, open, seek};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, fstat, ftruncate, open, seek, statx,
+};
 use rustix::io::Errno;
 
 use super::claim::claim;
@@ -29,6 +31,14 @@ pub(super) struct Storage {
 pub(super) fn measure(fd: impl AsFd) -> Result<u64, Errno> {
     // The one question that both answer; nothing uses the file position.
     seek(fd, SeekFrom::End(0))
+}
+
+/// Size of a regular file, without asking a server for it: a shard must not wait. `None` where the kernel does not tell.
+#[inline]
+pub(super) fn cached_size(fd: impl AsFd) -> Option<u64> {
+    let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(fd, c"", how, StatxFlags::SIZE).ok()?;
+    Some(stat.stx_size)
 }
 
 pub(super) fn access(read_only: bool) -> OFlags {

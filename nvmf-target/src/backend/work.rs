@@ -17,6 +17,8 @@ pub struct Work {
     pub(super) stage: Stage,
     /// Bytes that are done; for Deallocate, ranges.
     pub(super) done: u64,
+    /// Where the file ended when the command was started, as far as it matters: see [`FileBackend`](super::file::FileBackend).
+    pub(super) end_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +40,12 @@ impl Work {
             BackendOp::Read { fua: true, .. } => Stage::SyncFirst,
             _ => Stage::Main,
         };
-        Self { op, stage, done: 0 }
+        Self {
+            op,
+            stage,
+            done: 0,
+            end_bytes: 0,
+        }
     }
 
     /// What it does.
@@ -84,6 +91,8 @@ pub struct Lent {
     pub(super) compare: Buf,
     /// Whether a read into `compare` is in flight.
     pub(super) comparing: bool,
+    /// Number of the shard's turn: what is known of a file holds for one.
+    pub(super) turn: u64,
 }
 
 impl Lent {
@@ -94,7 +103,13 @@ impl Lent {
             zeroes: pool.zero()?,
             compare: pool.alloc(PIECE_BYTES)?,
             comparing: false,
+            turn: 0,
         })
+    }
+
+    /// A turn begins: all completions that it will apply have been reaped.
+    pub fn begin_turn(&mut self) {
+        self.turn += 1;
     }
 
     /// Zeroes, for reads of what has no content.

@@ -1,5 +1,5 @@
 //! Looking from time to time at the storage below the namespaces: whether somebody deleted or truncated a file that is served. No
-//! command would tell of a deleted file, and only a read past the end of a truncated one.
+//! command would tell of a deleted file; of a truncated one only writes and reads past its end do.
 
 use std::rc::{Rc, Weak};
 use std::sync::Arc;

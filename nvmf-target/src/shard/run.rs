@@ -88,6 +88,7 @@ impl Shard {
     fn turn(&mut self) -> bool {
         let now = Instant::now();
         self.cx.now = now;
+        self.cx.lent.begin_turn();
         let ticks = now.duration_since(self.start).as_nanos() >> TICK_SHIFT;
         self.cx.tick = (ticks as u32) | 1 << 31;
         let mut active = false;

@@ -48,8 +48,19 @@ impl Bench {
     }
 
     fn run(&mut self, op: BackendOp, data: Option<&Buf>) -> Status {
+        self.run_while(op, data, || {})
+    }
+
+    /// Runs `op`, and `meanwhile` before the kernel gets each of its operations.
+    fn run_while(
+        &mut self,
+        op: BackendOp,
+        data: Option<&Buf>,
+        mut meanwhile: impl FnMut(),
+    ) -> Status {
         let mut work = Work::new(op);
         let mut result = None;
+        self.lent.begin_turn();
         loop {
             let geometry = self.geometry();
             let mut task = Task {
@@ -69,7 +80,9 @@ impl Bench {
                 Next::Again => {}
                 Next::WaitForCompare => panic!("nobody else compares"),
                 Next::InFlight => {
+                    meanwhile();
                     self.ring.wait(Wait::Block).unwrap();
+                    self.lent.begin_turn();
                     let done = self.ring.next().expect("waited for it");
                     assert_eq!((done.token, done.more), (Token(7), false));
                     result = Some(done.result);
@@ -353,19 +366,92 @@ fn a_truncated_file_fails_past_its_end_and_recovers() {
     assert_eq!(bench.read(12 << 20, 4096), Ok(vec![2; 4096]));
 }
 
+/// Writes that would extend the file from 4096 bytes: one by a command for each way there is.
+fn past_the_end() -> [BackendOp; 4] {
+    let (offset_bytes, len_bytes) = (12 << 20, 4096);
+    let write = |fua| BackendOp::Write {
+        offset_bytes,
+        len_bytes,
+        fua,
+    };
+    let zero = |fua| BackendOp::WriteZeroes {
+        offset_bytes,
+        len_bytes: len_bytes.into(),
+        deallocate: false,
+        fua,
+    };
+    [write(false), write(true), zero(false), zero(true)]
+}
+
 #[test]
-fn a_truncation_that_nobody_read_is_found_by_inspection() {
+fn a_write_is_the_first_to_see_a_truncation() {
+    let dir = tempfile::tempdir().unwrap();
+    let ways = past_the_end()
+        .into_iter()
+        .flat_map(|op| [(op, true), (op, false)]);
+    for (n, (op, fallocates)) in ways.enumerate() {
+        let path = dir.path().join(n.to_string());
+        let mut bench = Bench::file(&path);
+        if let (false, Backend::File(backend)) = (fallocates, &mut bench.backend) {
+            backend.forget_fallocate();
+        }
+        let outside = std::fs::File::options().write(true).open(&path).unwrap();
+        outside.set_len(4096).unwrap();
+        let data = bench.filled(4096, 2);
+        assert_eq!(bench.run(op, Some(&data)), Status::WRITE_FAULT, "{op:?}");
+        assert_eq!(outside.metadata().unwrap().len(), 4096, "{op:?}");
+        assert_eq!(bench.write(0, 4096, 3, false), Status::SUCCESS);
+        // Its size again, and nobody inspected it.
+        outside.set_len(SIZE).unwrap();
+        assert_eq!(bench.run(op, Some(&data)), Status::SUCCESS, "{op:?}");
+    }
+}
+
+#[test]
+fn a_write_in_flight_is_not_acknowledged_when_the_file_is_truncated() {
+    let dir = tempfile::tempdir().unwrap();
+    for (n, op) in past_the_end().into_iter().enumerate() {
+        let path = dir.path().join(n.to_string());
+        let mut bench = Bench::file(&path);
+        let outside = std::fs::File::options().write(true).open(&path).unwrap();
+        let data = bench.filled(4096, 2);
+        let cut = || outside.set_len(4096).unwrap();
+        assert_eq!(
+            bench.run_while(op, Some(&data), cut),
+            Status::WRITE_FAULT,
+            "{op:?}"
+        );
+        // The file may have grown up to what the kernel had already, and grows no further.
+        let grown = outside.metadata().unwrap().len();
+        assert!(grown <= (12 << 20) + 4096, "{grown}");
+        assert_eq!(bench.write(13 << 20, 4096, 2, false), Status::WRITE_FAULT);
+        assert_eq!(outside.metadata().unwrap().len(), grown);
+        outside.set_len(SIZE).unwrap();
+        assert_eq!(bench.write(13 << 20, 4096, 2, false), Status::SUCCESS);
+    }
+}
+
+#[test]
+fn a_shorter_file_is_no_fault_of_writes_that_started_later() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     let mut bench = Bench::file(&path);
-    std::fs::File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(4096)
-        .unwrap();
-    bench.backing.inspect();
-    assert_eq!(bench.write(12 << 20, 4096, 2, true), Status::WRITE_FAULT);
+    let outside = std::fs::File::options().write(true).open(&path).unwrap();
+    outside.set_len(8 << 20).unwrap();
+    let data = bench.filled(4096, 2);
+    let write = BackendOp::Write {
+        offset_bytes: 0,
+        len_bytes: 4096,
+        fua: false,
+    };
+    assert_eq!(bench.run(write, Some(&data)), Status::SUCCESS);
+    let cut_again = || outside.set_len(4 << 20).unwrap();
+    assert_eq!(
+        bench.run_while(write, Some(&data), cut_again),
+        Status::WRITE_FAULT
+    );
+    let grow = || outside.set_len(SIZE).unwrap();
+    assert_eq!(bench.run_while(write, Some(&data), grow), Status::SUCCESS);
 }
 
 #[test]
