@@ -166,6 +166,26 @@ on_fs() {
 check 'ext4' on_fs ext4
 check 'xfs' on_fs xfs
 
+# Commands that a user gives by hand: for each the kernel looks at the effects log, and warns of an entry that fits no I/O command.
+by_hand() {
+  local disk range=(--start-block=8 --block-count=7)
+  disk=$(ns_dev $NQN 1)
+  head -c 4096 /dev/urandom >"$SUITE_TMP/block"
+  nvme write "$disk" "${range[@]}" --data-size=4096 --data="$SUITE_TMP/block"
+  nvme compare "$disk" "${range[@]}" --data-size=4096 --data="$SUITE_TMP/block"
+  nvme read "$disk" "${range[@]}" --data-size=4096 --data="$SUITE_TMP/read"
+  cmp "$SUITE_TMP/block" "$SUITE_TMP/read"
+  nvme verify "$disk" "${range[@]}"
+  nvme write-zeroes "$disk" "${range[@]}"
+  nvme dsm "$disk" --ad --slbs=8 --blocks=8
+  nvme flush "$disk"
+  nvme read "$disk" "${range[@]}" --data-size=4096 --data="$SUITE_TMP/read"
+  cmp -n 4096 "$SUITE_TMP/read" /dev/zero
+}
+check 'write, compare, read, verify, write-zeroes, dsm, flush by hand' by_hand
+fits() { ! dmesg | grep 'unusual effects'; }
+check 'the kernel finds no effect of a command unusual' fits
+
 # Allocation: what is discarded or zeroed shows in the file.
 allocated_kib() { du -k "$STORE/large-blocks" | cut -f1; }
 deallocate() {

@@ -28,11 +28,12 @@ const fn admin(opcode: Opcode, discovery: bool, scope: CommandEffects) -> Op {
     }
 }
 
+/// The scope of I/O commands is left unsaid, as in nvmet: it is the namespace in any case, and Linux's host warns of any effect of an I/O
+/// command beyond a change of blocks.
 const fn read(opcode: Opcode) -> Op {
-    let effects = CommandEffects::SUPPORTED.union(CommandEffects::SCOPE_NAMESPACE);
     Op {
         opcode,
-        effects,
+        effects: CommandEffects::SUPPORTED,
         discovery: false,
         writes: false,
     }

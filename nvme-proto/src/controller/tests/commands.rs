@@ -29,6 +29,8 @@ fn effects_log_matches_what_is_supported() {
             };
             let claimed = page.io(opcode).bits() & 1 == 1;
             assert_eq!(claimed, io && kind == ControllerKind::Io, "I/O {opcode}");
+            let beyond_blocks = page.io(opcode).bits() & !3;
+            assert_eq!(beyond_blocks, 0, "Linux would warn of {opcode}");
         }
         assert_eq!(
             page.admin(Opcode::FABRICS).bits() | page.io(Opcode::FABRICS).bits(),
