@@ -1,5 +1,6 @@
 //! The target: serves namespaces from files, block devices, local NVMe devices and memory over NVMe/TCP.
 //!
+//! - [`api`]: the management API.
 //! - [`config`]: what the user asked for, from flags or a file.
 //! - [`control`]: the control thread: connections, admin queues, discovery, reload.
 //! - [`model`]: subsystems, namespaces, allowed hosts, controllers.
@@ -7,6 +8,7 @@
 //! - [`shard`]: the data path, one thread and one ring for each core.
 //! - [`logging`]: log lines.
 
+pub mod api;
 pub mod backend;
 pub mod config;
 pub mod control;

@@ -8,6 +8,8 @@ mod process;
 #[path = "server/session.rs"]
 mod session;
 
+#[path = "api/mod.rs"]
+mod api;
 #[path = "server/bring_up.rs"]
 mod bring_up;
 #[path = "server/command_line.rs"]

@@ -1,6 +1,6 @@
 //! The command line: the quick form, which describes one subsystem in flags, and the full form, which names a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
@@ -12,7 +12,7 @@ use super::limits::{self, KeepAliveBounds, Limits, TcpOptions};
 use super::nqn::subsystem_nqn;
 use super::problem::{Collector, Place, Problems};
 use super::rules::{self, StorageUsers};
-use super::{ByteSize, Config, CoreSet, NamespaceConfig, SubsystemConfig};
+use super::{ApiOptions, ByteSize, Chosen, Config, CoreSet, NamespaceConfig, SubsystemConfig};
 use crate::backend::BackingSpec;
 
 /// Where the target listens when nothing else is said: this machine only.
@@ -112,6 +112,13 @@ pub struct Cli {
     /// Let shards spin this long for work before they sleep [default: 0]
     #[arg(long, value_name = "MICROSECONDS")]
     pub busy_poll: Option<u64>,
+
+    /// Serve the management API here, or nowhere with "none" [default: /run/nvmf-target/rpc.sock, where that can be had]
+    #[arg(long, value_name = "PATH|none", help_heading = "Management API")]
+    pub rpc: Option<PathBuf>,
+    /// Keep what the API makes here, or only until the end with "none" [default: /var/lib/nvmf-target with --config, else none]
+    #[arg(long, value_name = "DIR|none", help_heading = "Management API")]
+    pub state_dir: Option<PathBuf>,
 
     /// Check the configuration and end
     #[arg(long)]
@@ -244,6 +251,14 @@ impl Cli {
             if let Some(cores) = &self.cores {
                 config.cores = Some(cores.clone());
             }
+            for (flag, written, place) in [
+                ("--rpc", &self.rpc, &mut config.api.socket),
+                ("--state-dir", &self.state_dir, &mut config.api.state_dir),
+            ] {
+                if let Some(path) = written {
+                    *place = chosen(flag, path, &mut problems);
+                }
+            }
         }
         let config = problems.finish(config)?;
         Ok(config.expect("a configuration that could not be made has left a problem"))
@@ -251,10 +266,12 @@ impl Cli {
 
     /// One subsystem from flags.
     fn quick_form(&self, identity: &Identity, problems: &mut Collector) -> Option<Config> {
-        if self.namespaces.is_empty() {
+        let managed = [&self.rpc, &self.state_dir].into_iter().flatten();
+        let mut managed = managed.map(|path| Chosen::written(path));
+        if self.namespaces.is_empty() && !managed.any(|chosen| chosen != Chosen::Off) {
             problems.push(
                 &Place::key("nothing to serve"),
-                "give at least one of --file, --block, --passthru, --memory, --null, or --config FILE; --help explains them",
+                "give at least one of --file, --block, --passthru, --memory, --null, or --config FILE, or --rpc PATH to be told later; --help explains them",
             );
             return None;
         }
@@ -326,23 +343,43 @@ impl Cli {
         }
         let open = self.allow_any_host || self.allow_host.is_empty();
         let hosts = rules::host_access(open, hosts, &Place::key("--allow-any-host"), problems);
-        let subsystems = vec![SubsystemConfig {
+        let subsystem = SubsystemConfig {
             nqn: nqn?,
             serial: None,
             model: DEFAULT_MODEL.to_owned(),
             hosts,
             namespaces,
-        }];
+        };
+        let to_serve = !subsystem.namespaces.is_empty();
         Some(Config {
             listeners,
-            subsystems,
+            subsystems: to_serve.then_some(subsystem).into_iter().collect(),
             referrals: Vec::new(),
             limits: Limits::default(),
             tcp: TcpOptions::default(),
             keep_alive: KeepAliveBounds::default(),
             cores: None,
             busy_poll_us: 0,
+            api: ApiOptions {
+                socket: Chosen::Default,
+                // A trial run must not bring back what a service left.
+                state_dir: Chosen::Off,
+            },
         })
+    }
+}
+
+/// A place of the API as a flag names it, with its path made absolute.
+fn chosen(flag: &str, path: &Path, problems: &mut Collector) -> Chosen {
+    match Chosen::written(path) {
+        Chosen::At(path) => match std::path::absolute(&path) {
+            Ok(path) => Chosen::At(path),
+            Err(error) => {
+                problems.push(&Place::key(flag), error.to_string());
+                Chosen::Off
+            }
+        },
+        chosen => chosen,
     }
 }
 

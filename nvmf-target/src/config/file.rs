@@ -16,7 +16,7 @@ use super::limits::{self, KeepAliveBounds, Limits, TcpOptions};
 use super::nqn::subsystem_nqn;
 use super::problem::{Collector, Place, Problem, Problems};
 use super::rules::{self, StorageUsers, Unique};
-use super::{ByteSize, Config, CoreSet, NamespaceConfig, SubsystemConfig};
+use super::{ApiOptions, ByteSize, Chosen, Config, CoreSet, NamespaceConfig, SubsystemConfig};
 use crate::backend::BackingSpec;
 
 /// The model number where none is given.
@@ -79,6 +79,8 @@ struct RawFile {
     #[serde(default)]
     keep_alive: RawKeepAlive,
     #[serde(default)]
+    api: RawApi,
+    #[serde(default)]
     subsystem: Vec<Spanned<RawSubsystem>>,
 }
 
@@ -109,6 +111,13 @@ struct RawTcp {
 struct RawKeepAlive {
     min_ms: Option<Spanned<u64>>,
     max_ms: Option<Spanned<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawApi {
+    socket: Option<Spanned<PathBuf>>,
+    state_dir: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Deserialize)]
@@ -177,6 +186,7 @@ impl RawFile {
             keep_alive: self.keep_alive.check(problems),
             cores: self.cores,
             busy_poll_us: busy_poll_us.unwrap_or(0) as u32,
+            api: self.api.check(problems),
         }
     }
 }
@@ -338,6 +348,33 @@ impl RawKeepAlive {
         KeepAliveBounds {
             min_ms: min.unwrap_or(0) as u32,
             max_ms: max.map(|max| max as u32),
+        }
+    }
+}
+
+impl RawApi {
+    fn check(self, problems: &mut Collector) -> ApiOptions {
+        let mut place = |key: &str, path: Option<Spanned<PathBuf>>| {
+            let Some(path) = path else {
+                return Chosen::Default;
+            };
+            let chosen = Chosen::written(path.get_ref());
+            if let Chosen::At(at) = &chosen
+                && !at.is_absolute()
+            {
+                problems.push(
+                    &Place::at(key, path.span()),
+                    format!(
+                        "{} depends on where the target is started; write an absolute path, or \"none\"",
+                        at.display()
+                    ),
+                );
+            }
+            chosen
+        };
+        ApiOptions {
+            socket: place("socket", self.socket),
+            state_dir: place("state-dir", self.state_dir),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! effects. All problems are collected before anything is reported: one run shows every mistake.
 
 pub mod address;
+pub mod api;
 pub mod cli;
 pub mod cores;
 pub mod file;
@@ -18,6 +19,7 @@ pub mod size;
 use uuid::Uuid;
 
 pub use address::TcpAddress;
+pub use api::{ApiOptions, Chosen};
 pub use cores::CoreSet;
 pub use limits::{KeepAliveBounds, Limits, TcpOptions};
 pub use problem::{Problem, Problems};
@@ -45,6 +47,8 @@ pub struct Config {
     pub cores: Option<CoreSet>,
     /// How long a shard spins for work before it sleeps.
     pub busy_poll_us: u32,
+    /// The management API.
+    pub api: ApiOptions,
 }
 
 /// One NVM subsystem.

@@ -51,6 +51,7 @@ impl Plan {
         for (key, changed) in [
             ("cores", old.cores != new.cores),
             ("busy-poll", old.busy_poll_us != new.busy_poll_us),
+            ("api", old.api != new.api),
             (
                 "limits.buffers",
                 old.limits.buffer_bytes != new.limits.buffer_bytes,
@@ -239,12 +240,15 @@ mod tests {
     fn hosts_listeners_and_what_needs_a_restart() {
         let old = format!("listen = [\"tcp://127.0.0.1:1\", \"tcp://127.0.0.1:2\"]\n{A}");
         let new = format!(
-            "cores = \"0\"\nbusy-poll = 5\nreferrals = [\"tcp://10.0.0.1\"]\nlisten = [\"tcp://127.0.0.1:2\", \"tcp://127.0.0.1:3\"]\n[limits]\nbuffers = \"16M\"\n{A}allowed-hosts = [\"nqn.h\"]\n"
+            "cores = \"0\"\nbusy-poll = 5\nreferrals = [\"tcp://10.0.0.1\"]\nlisten = [\"tcp://127.0.0.1:2\", \"tcp://127.0.0.1:3\"]\n[limits]\nbuffers = \"16M\"\n[api]\nsocket = \"none\"\n{A}allowed-hosts = [\"nqn.h\"]\n"
         );
         let plan = plan(&old, &new);
         assert_eq!(plan.closed, ["tcp://127.0.0.1:1".parse().unwrap()]);
         assert_eq!(plan.opened, ["tcp://127.0.0.1:3".parse().unwrap()]);
-        assert_eq!(plan.needs_restart, ["cores", "busy-poll", "limits.buffers"]);
+        assert_eq!(
+            plan.needs_restart,
+            ["cores", "busy-poll", "api", "limits.buffers"]
+        );
         assert!(plan.referrals_changed);
         let host = "nqn.h".parse().unwrap();
         assert_eq!(plan.kept[0].hosts, Some(HostAccess::Only([host].into())));

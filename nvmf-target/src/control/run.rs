@@ -18,6 +18,9 @@ use super::reload;
 use super::shards::Shards;
 use super::target::Target;
 use super::watch;
+use crate::api::open::Places;
+use crate::api::server::Server;
+use crate::api::{Methods, base};
 use crate::config::Config;
 use crate::config::cli::Cli;
 use crate::config::identity::Identity;
@@ -58,9 +61,11 @@ async fn run(cli: &Cli, config: Config, identity: Identity) -> anyhow::Result<u8
     let mut signals = Signals::register()?;
     let (events, shard_events) = mpsc::unbounded_channel();
     let nqns: Vec<_> = config.subsystems.iter().map(|s| s.nqn.clone()).collect();
+    let places = crate::api::open::places(&config.api)?;
     let target = start(config, identity, events).await?;
     net::spawn(follow_shards(Rc::clone(&target), shard_events));
     net::spawn(watch::watch(Rc::downgrade(&target)));
+    let api = places.map(|places| open_api(&target, places)).transpose()?;
     let addresses = target.listeners.addresses();
     if let Some(path) = &cli.ready_file {
         ready::write_ready_file(path, &addresses)
@@ -73,6 +78,9 @@ async fn run(cli: &Cli, config: Config, identity: Identity) -> anyhow::Result<u8
             // Half a reload is no harm to a target that stops.
             () = signals.stop() => break,
         }
+    }
+    if let Some(api) = api {
+        api.stop().await;
     }
     tracing::info!(
         "stopping: no new connections, commands are finished and flushed; another signal ends at once"
@@ -120,6 +128,14 @@ async fn start(
         target.listeners.start(&target, configured, listener);
     }
     Ok(target)
+}
+
+/// Opens the management API with all of its methods.
+fn open_api(target: &Rc<Target>, places: Places) -> anyhow::Result<Server> {
+    let mut methods = Methods::default();
+    base::register(&mut methods);
+    let server = Server::start(target, methods, places);
+    server.context("the management API cannot be served")
 }
 
 /// Ends everything in order: no new hosts, commands finished, storage flushed.

@@ -102,6 +102,10 @@ impl Target {
             .iter()
             .filter_map(|a| fs::read_to_string(a).ok())
             .collect();
+        // The default socket is this machine's, not a test's.
+        if !arguments.contains(&"--rpc") && !text.contains("[api]") {
+            command.args(["--rpc", "none"]);
+        }
         if !arguments.contains(&"--listen") && !text.contains("listen =") {
             command.args(["--listen", "tcp://127.0.0.1:0"]);
         }
@@ -156,6 +160,15 @@ impl Target {
 
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The directory, for a target that follows one which has ended.
+    pub fn into_dir(mut self) -> tempfile::TempDir {
+        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
     }
 
     pub fn signal(&self, signal: Signal) {

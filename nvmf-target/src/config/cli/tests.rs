@@ -167,7 +167,7 @@ fn beyond_loopback_somebody_must_be_named() {
 fn each_mistake_says_what_to_write() {
     assert_eq!(
         config(&[]).unwrap_err(),
-        "nothing to serve: give at least one of --file, --block, --passthru, --memory, --null, or --config FILE; --help explains them"
+        "nothing to serve: give at least one of --file, --block, --passthru, --memory, --null, or --config FILE, or --rpc PATH to be told later; --help explains them"
     );
     assert_eq!(
         config(&["--null", "1G", "--nqn", "disk"]).unwrap_err(),
@@ -299,4 +299,20 @@ fn the_help_documents_signals_and_exit_codes() {
         assert!(help.contains(text), "{text} is missing from:\n{help}");
     }
     Cli::command().debug_assert();
+}
+
+#[test]
+fn a_target_may_start_empty_to_be_told_later() {
+    let empty = config(&["--rpc", "/run/a.sock"]).unwrap();
+    assert!(empty.subsystems.is_empty());
+    assert_eq!(empty.api.socket, Chosen::At("/run/a.sock".into()));
+    assert_eq!(
+        empty.api.state_dir,
+        Chosen::Off,
+        "a trial run keeps nothing"
+    );
+    let kept = config(&["--null", "1G", "--state-dir", "/srv/state"]).unwrap();
+    assert_eq!(kept.subsystems.len(), 1);
+    assert_eq!(kept.api.state_dir, Chosen::At("/srv/state".into()));
+    assert!(config(&["--rpc", "none"]).is_err(), "nobody could tell it");
 }

@@ -210,7 +210,7 @@ fn syntax_and_type_errors_name_file_line_and_key() {
     assert_eq!(
         messages("listne = []\n"),
         [
-            "t.toml:1: listne: unknown field `listne`, expected one of `listen`, `referrals`, `cores`, `busy-poll`, `limits`, `tcp`, `keep-alive`, `subsystem`"
+            "t.toml:1: listne: unknown field `listne`, expected one of `listen`, `referrals`, `cores`, `busy-poll`, `limits`, `tcp`, `keep-alive`, `api`, `subsystem`"
         ]
     );
     assert_eq!(
@@ -505,4 +505,20 @@ fn every_problem_is_reported_at_once() {
         "busy-poll = 9999999\n[limits]\nqueue-depth = 0\n[[subsystem]]\nnqn = \"x\"\n[[subsystem.namespace]]\nkind = \"null\"\n",
     );
     assert_eq!(all.len(), 4, "{all:?}");
+}
+
+#[test]
+fn the_api_is_where_the_file_says() {
+    let api = parse(Path::new("t.toml"), "").unwrap().api;
+    assert_eq!(api, ApiOptions::default());
+    let text = "[api]\nsocket = \"/run/a.sock\"\nstate-dir = \"none\"\n";
+    let api = parse(Path::new("t.toml"), text).unwrap().api;
+    assert_eq!(api.socket, Chosen::At("/run/a.sock".into()));
+    assert_eq!(api.state_dir, Chosen::Off);
+    assert_eq!(
+        messages("[api]\nsocket = \"a.sock\"\n"),
+        [
+            "t.toml:2: socket: a.sock depends on where the target is started; write an absolute path, or \"none\""
+        ]
+    );
 }

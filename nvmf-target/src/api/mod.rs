@@ -1,0 +1,169 @@
+//! The management API: JSON-RPC 2.0 on a unix socket, served by the control thread.
+//!
+//! # Adding methods
+//!
+//! A method is a name and an async function from a [`Target`] and parameters to a result. Modules register theirs in a [`Methods`]
+//! table before the socket opens:
+//!
+//! ```ignore
+//! pub fn register(methods: &mut Methods, pools: &Rc<Pools>) {
+//!     let pools = Rc::clone(pools);
+//!     // `CreateVolume` names the method and its result (nvmf_rpc::types::Method) …
+//!     methods.add(move |target, params: CreateVolume| {
+//!         let pools = Rc::clone(&pools);
+//!         async move { pools.create_volume(&target, params).await }
+//!     });
+//!     // … other methods are named here.
+//!     methods.add_named("spdk_get_version", |_, _: NoParams| async { Ok(version()) });
+//! }
+//! ```
+//!
+//! What holds for all methods:
+//! - Parameters are deserialised before the function runs; parameter types refuse unknown fields.
+//! - The function runs on the control thread, beside everything else there: it must not block (file operations go to
+//!   `tokio::task::spawn_blocking`), and borrows of cells never live across an await.
+//! - It runs to its end even if the client has gone. Methods of other connections run meanwhile. What changes the target goes through
+//!   [`crate::control::live`], which takes changes one at a time.
+//! - An error's message says what, where, and what to do.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`server`] | connections: bounded, isolated, each a stream of JSON values |
+//! | [`socket`] | the socket file: who may connect, and what a dead target left |
+//! | [`state_dir`], [`open`] | where what the API makes is kept; what is done when a default cannot be had |
+//! | [`base`] | `rpc_get_methods`, `spdk_get_version` |
+
+pub mod base;
+pub mod open;
+pub mod server;
+pub mod socket;
+pub mod state_dir;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use nvmf_rpc::error::code;
+use nvmf_rpc::message::{Request, Response};
+use nvmf_rpc::{Method, RpcError};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::control::target::Target;
+
+/// Most requests of one batch: enough for any script, and the answers stay of bounded size.
+const MAX_BATCH: usize = 1000;
+
+/// The parameters of a method that has none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoParams {}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Value, RpcError>>>>;
+type Handler = Box<dyn Fn(Rc<Target>, Map<String, Value>) -> Answer>;
+
+/// All methods, by name.
+#[derive(Default)]
+pub struct Methods(BTreeMap<&'static str, Handler>);
+
+impl Methods {
+    /// Adds the method that the parameters name.
+    pub fn add<M, F>(&mut self, method: impl Fn(Rc<Target>, M) -> F + 'static)
+    where
+        M: Method + 'static,
+        F: Future<Output = Result<M::Result, RpcError>> + 'static,
+    {
+        self.add_named(M::NAME, method);
+    }
+
+    /// Adds a method under `name`.
+    pub fn add_named<P, R, F>(
+        &mut self,
+        name: &'static str,
+        method: impl Fn(Rc<Target>, P) -> F + 'static,
+    ) where
+        P: DeserializeOwned,
+        R: Serialize,
+        F: Future<Output = Result<R, RpcError>> + 'static,
+    {
+        let handler = move |target, params| -> Answer {
+            let params: P = match serde_json::from_value(Value::Object(params)) {
+                Ok(params) => params,
+                Err(error) => {
+                    let error = RpcError::params(format!("parameters of {name}: {error}"));
+                    return Box::pin(std::future::ready(Err(error)));
+                }
+            };
+            let running = method(target, params);
+            Box::pin(async move {
+                let result = serde_json::to_value(running.await?);
+                result.map_err(|error| RpcError::internal(format!("the result of {name}: {error}")))
+            })
+        };
+        let before = self.0.insert(name, Box::new(handler));
+        assert!(before.is_none(), "the method {name} is registered twice");
+    }
+
+    /// The names, in alphabetical order.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.0.keys().copied()
+    }
+
+    /// Carries out what one JSON value asks: a request, or a batch of them one after the other. `None` where nobody waits for an answer.
+    pub async fn answer(&self, target: &Rc<Target>, value: Value) -> Option<Value> {
+        let Value::Array(batch) = value else {
+            return self.answer_one(target, value).await;
+        };
+        if batch.is_empty() || batch.len() > MAX_BATCH {
+            let message = format!(
+                "a batch of {}; send 1 to {MAX_BATCH} requests in one",
+                batch.len()
+            );
+            return Some(refusal(
+                Value::Null,
+                RpcError::new(code::INVALID_REQUEST, message),
+            ));
+        }
+        let mut answers = Vec::new();
+        for value in batch {
+            answers.extend(self.answer_one(target, value).await);
+        }
+        (!answers.is_empty()).then_some(Value::Array(answers))
+    }
+
+    async fn answer_one(&self, target: &Rc<Target>, value: Value) -> Option<Value> {
+        let request = match Request::from_value(value) {
+            Ok(request) => request,
+            Err((id, error)) => return Some(refusal(id, error)),
+        };
+        let outcome = match self.0.get(request.method.as_str()) {
+            Some(handler) => handler(Rc::clone(target), request.params).await,
+            None => {
+                let message = format!(
+                    "there is no method {:?}; rpc_get_methods lists all",
+                    request.method
+                );
+                Err(RpcError::new(code::METHOD_NOT_FOUND, message))
+            }
+        };
+        match &outcome {
+            Ok(_) => tracing::debug!(method = %request.method, "API request done"),
+            Err(error) => tracing::info!(method = %request.method, "API request refused: {error}"),
+        }
+        // A notification is carried out without a word.
+        let id = request.id?;
+        Some(to_value(Response::new(id, outcome)))
+    }
+}
+
+/// An error as it is sent.
+pub fn refusal(id: Value, error: RpcError) -> Value {
+    to_value(Response::new(id, Err(error)))
+}
+
+fn to_value(response: Response) -> Value {
+    // A response is made of values that are JSON already.
+    serde_json::to_value(response).unwrap_or(Value::Null)
+}

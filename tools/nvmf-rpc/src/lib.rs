@@ -1,0 +1,23 @@
+//! The management API of `nvmf-target` as both sides see it: JSON-RPC 2.0 on a unix socket.
+//!
+//! - [`types`]: parameters and results of the pool methods, and [`types::Method`], which ties a method's name to them.
+//! - [`error`]: error codes and the error object.
+//! - [`stream`]: cutting a stream of JSON values, which has no framing, into values of bounded size.
+//! - [`message`]: requests and responses.
+//! - [`client`]: a client, async and blocking.
+//!
+//! Methods that SPDK has too keep SPDK's names, parameters and results; they have no types here and are called by
+//! name with [`Client::call`].
+
+pub mod client;
+pub mod error;
+pub mod message;
+pub mod stream;
+pub mod types;
+
+pub use client::{BlockingClient, Client, ClientError};
+pub use error::RpcError;
+pub use types::Method;
+
+/// Where the target listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/nvmf-target/rpc.sock";
