@@ -11,6 +11,7 @@
 //! | [`mem`] | the backing of memory namespaces, shared by shards |
 //! | [`net`] | listening, connecting, socket options |
 //! | [`cpu`], [`process`], [`probe`], [`timer`] | affinity; process-wide settings; what the kernel can do; deadlines |
+//! | [`verbs`] | RDMA: connections and work requests, by libraries that are looked for at run time |
 //! | [`sys`] | ioctls and system calls of the block device front ends |
 //!
 //! Invariant that makes the rest sound: memory that the kernel may touch is owned by an operation in the ring's
@@ -27,6 +28,7 @@ pub mod ring;
 pub mod sys;
 pub mod timer;
 pub mod tx;
+pub mod verbs;
 
 pub use buf::{Buf, BufPool, PoolConfig};
 pub use ring::{

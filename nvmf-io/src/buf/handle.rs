@@ -4,10 +4,12 @@ use std::cell::Cell;
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
+use std::rc::Rc;
 
 use nvme_proto::digest::Crc;
 
 use super::pool::{Chunk, Fixed};
+use crate::sys::mmap::Mapping;
 
 /// Bytes copied at a time where a buffer cannot be borrowed because the kernel may be writing elsewhere in it.
 const BOUNCE_BYTES: usize = 4096;
@@ -246,6 +248,12 @@ impl Buf {
         self.at_mut(range)
     }
 
+    /// The memory that the buffer is part of, and whether it must not be written.
+    pub(crate) fn mapping(&self) -> (Rc<Mapping>, bool) {
+        let chunk = self.chunk();
+        (chunk.mapping(), chunk.read_only)
+    }
+
     /// State of the chunk's registration with a ring.
     pub(crate) fn fixed(&self) -> &Cell<Fixed> {
         &self.chunk().fixed
@@ -329,6 +337,11 @@ impl KernelWrite {
         let writers = &buf.header().kernel_writers;
         writers.set(writers.get() + 1);
         Some(Self { buf: buf.clone() })
+    }
+
+    /// The buffer, once the kernel is done with it.
+    pub(crate) fn into_buf(self) -> Buf {
+        self.buf.clone()
     }
 
     /// Address of `range` for the kernel to write to.

@@ -362,6 +362,10 @@ impl Chunk {
         unsafe { (*self.pool).ring.get() }
     }
 
+    pub(super) fn mapping(&self) -> Rc<Mapping> {
+        Rc::clone(&self.mapping)
+    }
+
     pub(super) fn iovec(&self) -> libc::iovec {
         libc::iovec {
             iov_base: self.mapping.base().as_ptr().cast(),

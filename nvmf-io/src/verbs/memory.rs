@@ -1,0 +1,279 @@
+//! Memory that a device may use.
+//!
+//! Buffers of a [`BufPool`](crate::BufPool) are carved from chunks of 2 MiB; a [`Registrar`] registers a chunk when a buffer of it is
+//! first used and keeps that until it is dropped. So no command costs a registration, and the number of regions is bounded by the pool.
+
+use std::ffi::c_int;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::abi::*;
+use super::domain::ProtectionDomain;
+use super::library::VerbsError;
+use crate::buf::Buf;
+use crate::sys::mmap::Mapping;
+
+/// A registered region.
+#[derive(Debug)]
+pub(super) struct Region {
+    domain: Arc<ProtectionDomain>,
+    raw: NonNull<IbvMr>,
+}
+
+// SAFETY: registrations may be used and ended from any thread.
+unsafe impl Send for Region {}
+
+impl Region {
+    /// Registers a mapping, which must be kept until the region is dropped.
+    pub(super) fn new(
+        domain: &Arc<ProtectionDomain>,
+        mapping: &Mapping,
+        access: c_int,
+    ) -> Result<Self, VerbsError> {
+        // SAFETY: the domain is alive and the range is mapped by us.
+        let raw = unsafe {
+            (domain.library().ibv_reg_mr)(
+                domain.as_ptr(),
+                mapping.base().as_ptr().cast(),
+                mapping.len(),
+                access,
+            )
+        };
+        let raw = NonNull::new(raw).ok_or_else(|| VerbsError::last("ibv_reg_mr"))?;
+        Ok(Self {
+            domain: Arc::clone(domain),
+            raw,
+        })
+    }
+
+    pub(super) fn local_key(&self) -> u32 {
+        // SAFETY: the region is alive; the key does not change.
+        unsafe { self.raw.as_ref().lkey }
+    }
+
+    fn remote_key(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { self.raw.as_ref().rkey }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the region is ours and ended once. A work request that still names it fails at the device.
+        let result = unsafe { (self.domain.library().ibv_dereg_mr)(self.raw.as_ptr()) };
+        if result != 0 {
+            // The device keeps the pages themselves, not what is later mapped at their addresses.
+            let error = VerbsError::returned("ibv_dereg_mr", result);
+            tracing::error!(device = self.domain.device_name(), %error, "a registration is left behind");
+        }
+    }
+}
+
+/// What peers may do with registered memory, given its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteAccess {
+    /// Nothing: targets.
+    None,
+    /// Read and write: hosts whose pool is one registration.
+    ReadWrite,
+    /// Nothing but through memory windows.
+    Windows,
+}
+
+impl RemoteAccess {
+    fn bits(self) -> c_int {
+        IBV_ACCESS_LOCAL_WRITE
+            | match self {
+                Self::None => 0,
+                Self::ReadWrite => IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE,
+                Self::Windows => IBV_ACCESS_MW_BIND,
+            }
+    }
+}
+
+/// Registers the memory of pools with a device, once for each chunk. Belongs to the pools' thread.
+#[derive(Debug)]
+pub struct Registrar {
+    domain: Arc<ProtectionDomain>,
+    access: RemoteAccess,
+    /// By address.
+    chunks: Vec<Chunk>,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    base: usize,
+    // Before the mapping: dropped first.
+    region: Region,
+    _mapping: Rc<Mapping>,
+}
+
+/// A registered range of a buffer, and an owner of it.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    pub(super) buf: Buf,
+    pub(super) range: Range<u32>,
+    pub(super) local_key: u32,
+    pub(super) remote_key: u32,
+    pub(super) region: NonNull<IbvMr>,
+}
+
+impl Segment {
+    /// The key that a peer needs to use the memory.
+    pub fn remote_key(&self) -> u32 {
+        self.remote_key
+    }
+
+    /// The address that a peer names.
+    pub fn address(&self) -> u64 {
+        self.buf.kernel_ptr(&self.range).addr() as u64
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u32 {
+        self.range.end - self.range.start
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+}
+
+impl Registrar {
+    /// A registrar without registrations.
+    pub fn new(domain: Arc<ProtectionDomain>, access: RemoteAccess) -> Self {
+        Self {
+            domain,
+            access,
+            chunks: Vec::new(),
+        }
+    }
+
+    /// The domain that it registers with.
+    pub fn domain(&self) -> &Arc<ProtectionDomain> {
+        &self.domain
+    }
+
+    /// Registrations made so far.
+    pub fn registrations(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// A range of a buffer as work requests take it. Registers the buffer's chunk if that is new.
+    ///
+    /// # Panics
+    /// When the range lies outside the buffer.
+    pub fn segment(&mut self, buf: &Buf, range: Range<u32>) -> Result<Segment, VerbsError> {
+        // Checks the range.
+        let address = buf.kernel_ptr(&range).addr();
+        let at = match self
+            .chunks
+            .binary_search_by(|chunk| chunk.base.cmp(&address))
+        {
+            Ok(at) => at,
+            Err(next) => match next
+                .checked_sub(1)
+                .filter(|&at| self.chunks[at].covers(address))
+            {
+                Some(at) => at,
+                None => self.register(buf)?,
+            },
+        };
+        let region = &self.chunks[at].region;
+        Ok(Segment {
+            buf: buf.clone(),
+            range,
+            local_key: region.local_key(),
+            remote_key: region.remote_key(),
+            region: region.raw,
+        })
+    }
+
+    #[cold]
+    fn register(&mut self, buf: &Buf) -> Result<usize, VerbsError> {
+        let (mapping, read_only) = buf.mapping();
+        let access = if read_only { 0 } else { self.access.bits() };
+        let region = Region::new(&self.domain, &mapping, access)?;
+        let base = mapping.base().as_ptr().addr();
+        let at = self.chunks.partition_point(|chunk| chunk.base < base);
+        self.chunks.insert(
+            at,
+            Chunk {
+                base,
+                region,
+                _mapping: mapping,
+            },
+        );
+        Ok(at)
+    }
+}
+
+impl Chunk {
+    fn covers(&self, address: usize) -> bool {
+        address - self.base < self._mapping.len()
+    }
+}
+
+/// A memory window of type 2: a key for a range of registered memory that is made by a work request and ended by another one, or by
+/// the peer's SEND.
+#[derive(Debug)]
+pub struct MemoryWindow {
+    domain: Arc<ProtectionDomain>,
+    raw: NonNull<IbvMw>,
+    key: u32,
+}
+
+impl MemoryWindow {
+    /// A window that is not bound.
+    pub fn new(domain: &Arc<ProtectionDomain>) -> Result<Self, VerbsError> {
+        let lack = || VerbsError::Device {
+            device: domain.device_name().to_owned(),
+            lack: "has no memory windows of type 2".into(),
+        };
+        if !domain.limits().memory_windows {
+            return Err(lack());
+        }
+        let alloc = domain.ops().alloc_mw.ok_or_else(lack)?;
+        // SAFETY: the domain is alive.
+        let raw = unsafe { alloc(domain.as_ptr(), IBV_MW_TYPE_2) };
+        let raw = NonNull::new(raw).ok_or_else(|| VerbsError::last("ibv_alloc_mw"))?;
+        Ok(Self {
+            domain: Arc::clone(domain),
+            raw,
+            // SAFETY: the window was just made.
+            key: unsafe { raw.as_ref().rkey },
+        })
+    }
+
+    /// The key of the last binding.
+    pub fn remote_key(&self) -> u32 {
+        self.key
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut IbvMw {
+        self.raw.as_ptr()
+    }
+
+    /// The key of the next binding: the low byte counts bindings, so that an old key does not open a new one.
+    pub(super) fn next_key(&mut self) -> u32 {
+        self.key = self.key & 0xffff_ff00 | u32::from((self.key as u8).wrapping_add(1));
+        self.key
+    }
+}
+
+impl Drop for MemoryWindow {
+    fn drop(&mut self) {
+        let Some(dealloc) = self.domain.ops().dealloc_mw else {
+            return;
+        };
+        // SAFETY: the window is ours and ended once.
+        let result = unsafe { dealloc(self.raw.as_ptr()) };
+        if result != 0 {
+            let error = VerbsError::returned("ibv_dealloc_mw", result);
+            tracing::error!(device = self.domain.device_name(), %error, "a memory window is left behind");
+        }
+    }
+}

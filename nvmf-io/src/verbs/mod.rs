@@ -1,0 +1,33 @@
+//! RDMA: connections by librdmacm, work by libibverbs, behind safe types. The one place that touches either.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `abi` | the libraries' structures |
+//! | `library` | finding the libraries at run time, errors |
+//! | `cm` | [`EventChannel`], [`CmId`]: listening, connecting, accepting, private data |
+//! | `domain` | [`ProtectionDomain`]: a device, its limits |
+//! | `memory` | [`Registrar`]: buffers of a pool registered with a device; [`MemoryWindow`] |
+//! | `completion` | [`CompletionQueue`] and the descriptor that wakes who waits for it |
+//! | `queue_pair` | [`QueuePair`]: receives, SEND, READ, WRITE, invalidation, windows |
+//!
+//! Waiting for completions: poll, arm, poll again, sleep until the queue's descriptor is readable, take its events.
+//!
+//! Invariant that makes the rest sound: memory that a device may touch is owned by an entry of the queue pair until the work
+//! request has completed or the queue pair is destroyed, and every registration owns the mapping that it covers.
+
+pub mod abi;
+mod cm;
+mod completion;
+mod domain;
+mod library;
+mod memory;
+mod queue_pair;
+
+pub use cm::{CmEvent, CmEventKind, CmId, ConnectParams, EventChannel, IdKey};
+pub use completion::CompletionQueue;
+pub use domain::{DeviceLimits, ProtectionDomain};
+pub use library::{VerbsError, available};
+pub use memory::{MemoryWindow, Registrar, RemoteAccess, Segment};
+pub use queue_pair::{
+    Done, HEADER_BYTES, IdleQueuePair, QueuePair, QueueSizes, Remote, SendWork, WorkStatus,
+};
