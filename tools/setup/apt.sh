@@ -12,6 +12,8 @@ build    libc6-dev          headers and start-up objects for gcc
 build    make               runs the Makefile and the kernel's
 fuzz     g++                compiles libFuzzer
 check    shellcheck         reads our shell scripts for mistakes
+check    libibverbs-dev     headers that our declarations of RDMA structures are compared with
+check    librdmacm-dev      the same, for the connection manager
 check    git                lists the files that the tidiness checks read
 uml      flex               generates the lexer of the kernel's configuration language
 uml      bison              generates its parser
@@ -29,6 +31,8 @@ guest    kmod               loads modules in the QEMU guest
 guest    procps             process tools for suites
 guest    util-linux         losetup, mount, blkdiscard
 guest    nvme-cli           drives Linux's own NVMe host, the peer of our target
+guest    librdmacm1         RDMA connections
+guest    ibverbs-providers  RDMA devices, soft RoCE among them
 guest    fio                load with verification
 guest    e2fsprogs          ext4
 guest    xfsprogs           XFS, with reflinks

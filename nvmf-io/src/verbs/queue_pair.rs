@@ -609,6 +609,19 @@ impl QueuePair {
         Ok(true)
     }
 
+    /// Takes one completion.
+    pub fn poll_one(&mut self) -> Result<Option<Done>, VerbsError> {
+        loop {
+            let mut completion = [IbvWc::default()];
+            if self.0.queue.poll(&mut completion)? == 0 {
+                return Ok(None);
+            }
+            if let Some(done) = self.completed(&completion[0]) {
+                return Ok(Some(done));
+            }
+        }
+    }
+
     fn completed(&mut self, completion: &IbvWc) -> Option<Done> {
         let status = WorkStatus(completion.status);
         let failed = completion.status != IBV_WC_SUCCESS;

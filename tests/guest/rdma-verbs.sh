@@ -1,0 +1,16 @@
+#!/bin/bash
+# rdma-verbs.sh: shows that our RDMA verbs do on a device what the transport needs of them, and leave nothing behind.
+# guest: --uml --timeout 120
+# shellcheck source=../../tools/guest/lib.sh
+. "$GUEST_LIB"
+suite rdma-verbs
+
+device() {
+  ip link set dummy0 up
+  ip address add 10.96.0.1/24 dev dummy0
+  rdma link add rxe0 type rxe netdev dummy0
+}
+check 'an RDMA device in software' device
+check 'every kind of work request, private data, refusal, a wrong key' rdma-peer verbs 10.96.0.1:4420
+nothing_left() { rdma resource show | tee /dev/stderr | grep -q 'qp 1 cm_id 0 mr 0 ctx 0'; }
+check 'nothing is left on the device' nothing_left # qp 1 is the device's own
