@@ -4,6 +4,7 @@
 //! - [`config`]: what the user asked for, from flags or a file.
 //! - [`control`]: the control thread: connections, admin queues, discovery, reload.
 //! - [`model`]: subsystems, namespaces, allowed hosts, controllers.
+//! - [`pool`]: volumes, snapshots and clones as files of a file system.
 //! - [`backend`]: where the blocks of a namespace are.
 //! - [`shard`]: the data path, one thread and one ring for each core.
 //! - [`logging`]: log lines.
@@ -14,4 +15,5 @@ pub mod config;
 pub mod control;
 pub mod logging;
 pub mod model;
+pub mod pool;
 pub mod shard;

@@ -15,6 +15,9 @@ check    shellcheck         reads our shell scripts for mistakes
 check    libibverbs-dev     headers that our declarations of RDMA structures are compared with
 check    librdmacm-dev      the same, for the connection manager
 check    git                lists the files that the tidiness checks read
+check    e2fsprogs          ext4 for unit tests, as root
+check    xfsprogs           XFS for unit tests of pools, as root
+check    btrfs-progs        btrfs for unit tests of pools, as root
 uml      flex               generates the lexer of the kernel's configuration language
 uml      bison              generates its parser
 uml      bc                 computes constants in the kernel's build

@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod fds;
+pub mod file;
 pub mod fuse;
 mod genl;
 pub(crate) mod ioctl;

@@ -354,6 +354,7 @@ impl Cli {
         Some(Config {
             listeners,
             subsystems: to_serve.then_some(subsystem).into_iter().collect(),
+            pools: Vec::new(),
             referrals: Vec::new(),
             limits: Limits::default(),
             tcp: TcpOptions::default(),

@@ -3,6 +3,7 @@
 //! Keys are written as in the command line's flags, with dashes. Unknown keys are refused, so that a typing mistake never
 //! turns into a default. `docs/OPERATIONS.md` shows a whole file.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -82,6 +83,8 @@ struct RawFile {
     api: RawApi,
     #[serde(default)]
     subsystem: Vec<Spanned<RawSubsystem>>,
+    #[serde(default)]
+    pool: BTreeMap<Spanned<String>, pools::RawPool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -180,6 +183,7 @@ impl RawFile {
         Config {
             listeners,
             subsystems,
+            pools: pools::check(self.pool, problems),
             referrals: self.referrals,
             limits: self.limits.check(problems),
             tcp: self.tcp.check(problems),
@@ -618,5 +622,6 @@ fn check_storage(
     None
 }
 
+mod pools;
 #[cfg(test)]
 mod tests;

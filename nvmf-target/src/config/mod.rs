@@ -27,6 +27,7 @@ pub use size::ByteSize;
 
 use crate::backend::BackingSpec;
 use crate::model::{HostAccess, Nqn};
+use crate::pool::PoolConfig;
 
 /// Everything that decides how the target serves.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +36,8 @@ pub struct Config {
     pub listeners: Vec<TcpAddress>,
     /// The subsystems, NQNs distinct.
     pub subsystems: Vec<SubsystemConfig>,
+    /// Where volumes can be made, names and folders distinct.
+    pub pools: Vec<PoolConfig>,
     /// Other discovery services to point hosts at.
     pub referrals: Vec<TcpAddress>,
     /// Bounds on what hosts may use.

@@ -52,6 +52,7 @@ impl Plan {
             ("cores", old.cores != new.cores),
             ("busy-poll", old.busy_poll_us != new.busy_poll_us),
             ("api", old.api != new.api),
+            ("pool", old.pools != new.pools),
             (
                 "limits.buffers",
                 old.limits.buffer_bytes != new.limits.buffer_bytes,

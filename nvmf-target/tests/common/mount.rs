@@ -59,22 +59,45 @@ impl Mount {
     /// An ext4 of this size on a loop device, which commits its journal only when it is asked to; `None` when this process
     /// may not mount.
     pub fn ext4(test: &str, size_bytes: u64) -> Option<Self> {
+        Self::made(test, size_bytes, &["mkfs.ext4", "-q"], "loop,commit=3600")
+    }
+
+    /// An XFS with reflinks of this size on a loop device; `None` when this process may not mount.
+    pub fn xfs(test: &str, size_bytes: u64) -> Option<Self> {
+        let make = ["mkfs.xfs", "-q", "-f", "-m", "reflink=1"];
+        Self::made(test, size_bytes, &make, "loop")
+    }
+
+    /// A btrfs of this size on a loop device; `None` when this process may not mount.
+    pub fn btrfs(test: &str, size_bytes: u64) -> Option<Self> {
+        Self::made(test, size_bytes, &["mkfs.btrfs", "-q", "-f"], "loop")
+    }
+
+    fn made(test: &str, size_bytes: u64, make: &[&str], options: &'static str) -> Option<Self> {
         may_mount(test).then(|| {
             let this = Self::empty();
-            std::fs::File::create(this.image())
-                .unwrap()
-                .set_len(size_bytes)
-                .unwrap();
-            run("mkfs.ext4", &["-q", &this.image()]);
-            this.mount_image()
+            let image = std::fs::File::create(this.image()).unwrap();
+            image.set_len(size_bytes).unwrap();
+            run(make[0], &[&make[1..], &[this.image().as_str()]].concat());
+            this.mount_image(options)
         })
     }
 
     /// The file system as it would come up after a power cut now: a copy of its device, mounted.
     pub fn copy(&self) -> Self {
+        self.copy_with("loop,commit=3600")
+    }
+
+    /// The same for XFS, where two with one identity cannot be mounted otherwise.
+    pub fn copy_xfs(&self) -> Self {
+        self.copy_with("loop,nouuid")
+    }
+
+    fn copy_with(&self, options: &'static str) -> Self {
         let copy = Self::empty();
-        std::fs::copy(self.image(), copy.image()).unwrap();
-        copy.mount_image()
+        // Holes stay holes: only what the device was sent is copied.
+        run("cp", &["--sparse=always", &self.image(), &copy.image()]);
+        copy.mount_image(options)
     }
 
     fn empty() -> Self {
@@ -83,16 +106,18 @@ impl Mount {
         Self { dir, frozen: false }
     }
 
-    fn mount_image(self) -> Self {
-        run(
-            "mount",
-            &["-o", "loop,commit=3600", &self.image(), &self.point()],
-        );
+    fn mount_image(self, options: &str) -> Self {
+        run("mount", &["-o", options, &self.image(), &self.point()]);
         self
     }
 
     fn image(&self) -> String {
         self.dir.path().join("image").to_str().unwrap().into()
+    }
+
+    /// The root of the file system.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("mnt")
     }
 
     fn point(&self) -> String {
