@@ -210,7 +210,7 @@ fn syntax_and_type_errors_name_file_line_and_key() {
     assert_eq!(
         messages("listne = []\n"),
         [
-            "t.toml:1: listne: unknown field `listne`, expected one of `listen`, `referrals`, `cores`, `busy-poll`, `limits`, `tcp`, `keep-alive`, `api`, `subsystem`"
+            "t.toml:1: listne: unknown field `listne`, expected one of `listen`, `referrals`, `cores`, `busy-poll`, `limits`, `tcp`, `keep-alive`, `api`, `subsystem`, `pool`"
         ]
     );
     assert_eq!(
