@@ -137,3 +137,27 @@ pub fn start(
     });
     shards.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    #[test]
+    fn queues_go_where_the_fewest_are() {
+        let (events, _keep) = unbounded_channel();
+        let spawn = |index| ShardHandle::spawn(ShardConfig::new(index), events.clone()).unwrap();
+        let shards = Shards::new((0..4).map(spawn).collect());
+        let placed: Vec<_> = (0..8).map(|_| shards.place()).collect();
+        assert_eq!(placed, [0, 1, 2, 3, 0, 1, 2, 3]);
+        // Queues that end make room where they were, however many come and go.
+        for shard in [2, 2, 1] {
+            shards.unplace(shard);
+        }
+        let placed: Vec<_> = (0..4).map(|_| shards.place()).collect();
+        assert_eq!(placed, [2, 1, 2, 0]);
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(shards.stop());
+    }
+}

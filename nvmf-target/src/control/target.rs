@@ -5,8 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nvme_proto::controller::SubsystemInfo;
 use nvme_proto::wire::nqn::DISCOVERY_NQN;
@@ -115,6 +114,14 @@ pub struct Target {
     pub stopping: Cell<bool>,
 }
 
+/// The generation of the discovery log at the start: what the clock says, in microseconds. A host that kept the log of an earlier run must not
+/// take it for this one's because both count from 1; no run changes its log so often that it overtakes the clock.
+fn first_generation() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    // A clock that stands before 1970 serves as well as one that was reset.
+    since_epoch.map_or(1, |time| time.as_micros() as u64)
+}
+
 impl Target {
     /// A target without subsystems; add them one by one.
     pub fn new(config: Config, opener: Opener, shards: Shards) -> Rc<Self> {
@@ -137,7 +144,7 @@ impl Target {
             subsystems: RefCell::default(),
             leaving: RefCell::default(),
             next_subsystem: Cell::new(DISCOVERY_ID.0 + 1),
-            discovery_generation: Cell::new(1),
+            discovery_generation: Cell::new(first_generation()),
             stopping: Cell::new(false),
         })
     }

@@ -1,4 +1,4 @@
-//! A shard, and what the control thread would do for it.
+//! One shard or several, and what the control thread would do for them.
 
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -58,8 +58,11 @@ impl Default for ConnectOptions {
     }
 }
 
+/// Shards that a rig may have: lines of its counters.
+pub const MAX_SHARDS: usize = 4;
+
 pub struct Rig {
-    shard: Option<ShardHandle>,
+    shards: Vec<ShardHandle>,
     events: UnboundedReceiver<ShardEvent>,
     pub table: Arc<NamespaceTable>,
     pub controllers: Vec<Arc<ControllerShared>>,
@@ -84,7 +87,7 @@ pub fn namespace_on(nsid: u32, backing: Arc<Backing>) -> Arc<Namespace> {
         geometry: Geometry::new(backing.block_bytes(), backing.size_bytes()).unwrap(),
         read_only: backing.read_only(),
         backing,
-        counters: IoCounters::new(1),
+        counters: IoCounters::new(MAX_SHARDS),
     })
 }
 
@@ -95,10 +98,22 @@ impl Rig {
 
     /// Namespaces 1, 2 … on `specs`.
     pub fn with_config(config: ShardConfig, specs: &[BackingSpec]) -> Self {
+        Self::with_shards([config], specs)
+    }
+
+    /// The same with several shards; what the methods below do with one is done with the first.
+    pub fn with_shards(
+        configs: impl IntoIterator<Item = ShardConfig>,
+        specs: &[BackingSpec],
+    ) -> Self {
         let (sender, events) = unbounded_channel();
-        let shard = ShardHandle::spawn(config, sender).unwrap();
+        let shards: Vec<_> = configs
+            .into_iter()
+            .map(|config| ShardHandle::spawn(config, sender.clone()).unwrap())
+            .collect();
+        assert!(shards.len() <= MAX_SHARDS);
         let mut rig = Self {
-            shard: Some(shard),
+            shards,
             events,
             table: Arc::default(),
             controllers: Vec::new(),
@@ -109,7 +124,28 @@ impl Rig {
     }
 
     pub fn send(&self, message: ShardMessage) {
-        self.shard.as_ref().unwrap().send(message).unwrap();
+        self.shards[0].send(message).unwrap();
+    }
+
+    /// Asks every shard, for the answers later; in the order of the shards.
+    pub fn ask_each<T>(
+        &self,
+        message: impl Fn(Reply<T>) -> ShardMessage,
+    ) -> Vec<oneshot::Receiver<T>> {
+        let ask = |shard: &ShardHandle| {
+            let (reply, answer) = oneshot::channel();
+            shard.send(message(reply)).unwrap();
+            answer
+        };
+        self.shards.iter().map(ask).collect()
+    }
+
+    /// Asks every shard and waits for all answers.
+    pub fn call_each<T>(&self, message: impl Fn(Reply<T>) -> ShardMessage) -> Vec<T> {
+        let answers = self.ask_each(message).into_iter();
+        answers
+            .map(|answer| answer.blocking_recv().expect("the shard answers"))
+            .collect()
     }
 
     /// Sends what `message` makes of a reply, for the answer later.
@@ -129,9 +165,9 @@ impl Rig {
     pub fn set_namespaces(&mut self, table: NamespaceTable) {
         self.table = Arc::new(table);
         let table = self.table.clone();
-        self.call(|ack| ShardMessage::Namespaces {
+        self.call_each(|ack| ShardMessage::Namespaces {
             subsystem: SUBSYSTEM,
-            table,
+            table: table.clone(),
             ack,
         });
     }
@@ -165,7 +201,7 @@ impl Rig {
             return known.clone();
         }
         let nqn: Nqn = options.host_nqn.parse().unwrap();
-        let made = ControllerShared::new(key, nqn, [1; 16], 1);
+        let made = ControllerShared::new(key, nqn, [1; 16], MAX_SHARDS);
         self.controllers.push(made.clone());
         made
     }
@@ -176,6 +212,11 @@ impl Rig {
 
     /// Makes a connection and hands it to the shard, with the Connect answered.
     pub fn connect_with(&mut self, options: &ConnectOptions) -> TestHost {
+        self.connect_to(0, options)
+    }
+
+    /// The same with the shard of this number.
+    pub fn connect_to(&mut self, shard: usize, options: &ConnectOptions) -> TestHost {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
@@ -206,7 +247,7 @@ impl Rig {
         let sent = host.outgoing();
         assert!(sent.len() > TX_HEADER_BYTES);
         let controller = self.controller(options);
-        self.send(ShardMessage::Adopt(Box::new(Adopt {
+        let adopt = ShardMessage::Adopt(Box::new(Adopt {
             fd: server.into(),
             received: Vec::new(),
             tcp,
@@ -222,7 +263,8 @@ impl Rig {
             qid: Qid(options.qid),
             connect_cid,
             controller,
-        })));
+        }));
+        self.shards[shard].send(adopt).unwrap();
         let done = host.wait(slot);
         assert!(done.status.is_success(), "{:?}", done.status);
         assert_eq!(done.result, u64::from(options.cntlid));
@@ -256,12 +298,13 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        let shard = self.shard.take().unwrap();
-        let (ack, done) = oneshot::channel();
-        shard
-            .send(ShardMessage::Stop { ack })
-            .expect("the shard still runs");
-        done.blocking_recv().expect("the shard stops in order");
-        shard.join();
+        for shard in self.shards.drain(..) {
+            let (ack, done) = oneshot::channel();
+            shard
+                .send(ShardMessage::Stop { ack })
+                .expect("the shard still runs");
+            done.blocking_recv().expect("the shard stops in order");
+            shard.join();
+        }
     }
 }

@@ -185,3 +185,30 @@ fn connections_are_bounded_and_the_bound_is_said() {
         assert!(start.elapsed() < PATIENCE, "the slot is free again");
     }
 }
+
+#[test]
+fn queues_of_all_hosts_spread_over_the_shards() {
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let mut target = Target::quick(&[]);
+    let first = Session::bring_up(target.address(), Options::new(NQN));
+    let second = Session::bring_up(target.address(), Options::new(NQN).host(HOST_2, 2));
+    let mut queues = Vec::new();
+    for qid in 1..=4 {
+        queues.push(first.io_queue(qid));
+        queues.push(second.io_queue(qid));
+    }
+    let mut per_shard = vec![0; cores];
+    for _ in &queues {
+        let line = target.wait_log("I/O queue connected");
+        let (_, shard) = line.split_once("shard=").unwrap();
+        per_shard[shard.trim().parse::<usize>().unwrap()] += 1;
+    }
+    // As many shards as cores, up to eight.
+    per_shard.truncate(8);
+    let (least, most) = (per_shard.iter().min(), per_shard.iter().max());
+    assert!(most.unwrap() - least.unwrap() <= 1, "{per_shard:?}");
+    for (value, queue) in (1..).zip(&mut queues) {
+        assert_eq!(queue.write(0, vec![value; 4096]), Status::SUCCESS);
+    }
+    assert_eq!(queues[0].read(0, 4096).unwrap(), vec![8; 4096]);
+}

@@ -123,3 +123,18 @@ fn discovery_controllers_have_no_io_queues() {
     let wrong = connect_queue(session.address, &session.options, Qid(1), Cntlid(999));
     assert!(wrong.is_err());
 }
+
+#[test]
+fn the_generation_of_one_run_is_never_that_of_an_earlier_one() {
+    let mut last = 0;
+    for _ in 0..2 {
+        let mut target = Target::with_file(&text(&format!("allowed-hosts = [\"{HOST}\"]")));
+        let mut session = Session::bring_up(target.address(), Options::new(DISCOVERY_NQN));
+        let (first, _) = discover(&mut session);
+        assert!(first > last, "{first} after {last}");
+        assert_eq!(discover(&mut session).0, first, "nothing has changed");
+        target.reload(&text(""));
+        (last, _) = discover(&mut session);
+        assert!(last > first);
+    }
+}

@@ -5,6 +5,7 @@ use std::fs;
 use nvme_proto::wire::Status;
 use rustix::process::Signal;
 
+use crate::common::Mount;
 use crate::process::{NQN, Target};
 use crate::session::{Options, Session};
 
@@ -30,6 +31,35 @@ fn sigterm_finishes_what_was_acknowledged_and_exits_with_0() {
         session.admin.wait_closed();
         assert_eq!(target.wait_exit().code(), Some(0));
         assert_eq!(fs::read(&file).unwrap()[..data.len()], data);
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_before_commands_have_finished() {
+    for second in [Signal::TERM, Signal::INT] {
+        let Some(mut mount) = Mount::ext4("a second signal", 16 << 20) else {
+            return;
+        };
+        let argument = format!("{}:1M", mount.path("a.img").display());
+        let dir = tempfile::tempdir().unwrap();
+        let mut target = Target::start(dir, &["--file", &argument, "--nqn", NQN]);
+        let mut session = Session::bring_up(target.address(), Options::new(NQN));
+        let mut queue = session.io_queue(1);
+        queue.block_bytes = (1 << 20) / session.blocks(1);
+        assert_eq!(queue.write(0, vec![1; 4096]), Status::SUCCESS);
+        // A write that the storage does not let go: a stop in good order waits for it.
+        mount.freeze();
+        queue.start_write(0, vec![2; 4096]);
+        queue.start_read(0, 4096);
+        queue.flush();
+        assert!(queue.receive(), "the read that came after the write");
+        target.signal(Signal::TERM);
+        target.wait_log("another signal ends at once");
+        target.signal(second);
+        target.wait_log("ended by a second signal");
+        // The process is over, but the kernel keeps it until the file system takes the write.
+        mount.thaw();
+        assert_eq!(target.wait_exit().code(), Some(3));
     }
 }
 
