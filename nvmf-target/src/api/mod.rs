@@ -51,6 +51,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::backend::BackingError;
+use crate::control::live::LiveError;
 use crate::control::target::Target;
 
 /// Most requests of one batch: enough for any script, and the answers stay of bounded size.
@@ -166,4 +168,35 @@ pub fn refusal(id: Value, error: RpcError) -> Value {
 fn to_value(response: Response) -> Value {
     // A response is made of values that are JSON already.
     serde_json::to_value(response).unwrap_or(Value::Null)
+}
+
+/// A change that was not made, in the API's codes.
+impl From<LiveError> for RpcError {
+    fn from(error: LiveError) -> Self {
+        let code = match &error {
+            LiveError::NoSubsystem(_) | LiveError::NoNamespace { .. } => code::NOT_FOUND,
+            LiveError::SubsystemExists { .. } | LiveError::NamespaceExists { .. } => code::EXISTS,
+            LiveError::NotOwner { .. } | LiveError::Discovery => code::NOT_PERMITTED,
+            LiveError::Nsid(_) | LiveError::Shrink { .. } => code::INVALID,
+            LiveError::Storage(error) => storage_code(&error.error),
+            LiveError::Stopping => code::BUSY,
+        };
+        RpcError::new(code, error.to_string())
+    }
+}
+
+/// The code of what is wrong with storage.
+pub fn storage_code(error: &BackingError) -> i32 {
+    match error {
+        BackingError::Missing(_) => code::NOT_FOUND,
+        BackingError::InUse(_) => code::BUSY,
+        BackingError::Open { errno, .. } | BackingError::System { errno, .. } => {
+            -errno.raw_os_error()
+        }
+        BackingError::WrongKind { .. }
+        | BackingError::TooSmall { .. }
+        | BackingError::BlockSize(_)
+        | BackingError::Alignment { .. } => code::INVALID,
+        BackingError::Unsupported { .. } => code::NOT_SUPPORTED,
+    }
 }

@@ -14,6 +14,7 @@
 //! | [`discovery`], [`view`] | what hosts are told |
 //! | [`target`], [`shards`], [`open`], [`flush`] | the state behind it all |
 //! | [`plan`], [`reload`] | SIGHUP |
+//! | [`live`] | changes by the management API and the pools |
 //! | [`run`] | start, signals, stop |
 
 pub mod accept;
@@ -24,6 +25,7 @@ pub mod flush;
 pub mod handshake;
 pub mod io_connect;
 pub mod listeners;
+pub mod live;
 pub mod net;
 pub mod open;
 pub mod plan;

@@ -82,12 +82,24 @@ impl Opener {
             nsid: config.nsid,
             error,
         };
-        let backing = &namespace.backing;
         let wanted = match config.storage {
             BackingSpec::File { size_bytes, .. } => size_bytes,
             _ => None,
         };
-        let size_bytes = backing.resize(wanted).map_err(failed)?;
+        namespace.backing.resize(wanted).map_err(failed)?;
+        let resized = self.remeasured(nqn, namespace)?;
+        Ok((resized.geometry != namespace.geometry).then_some(resized))
+    }
+
+    /// The same namespace at the size that its storage had when it was looked at last.
+    pub fn remeasured(&self, nqn: &Nqn, namespace: &Namespace) -> Result<Namespace, OpenError> {
+        let failed = |error| OpenError {
+            nqn: nqn.clone(),
+            nsid: namespace.nsid.0,
+            error,
+        };
+        let backing = &namespace.backing;
+        let size_bytes = backing.size_bytes();
         let block_bytes = namespace.geometry.block_bytes();
         if size_bytes < u64::from(block_bytes) {
             return Err(failed(BackingError::TooSmall {
@@ -98,10 +110,10 @@ impl Opener {
         }
         let geometry = Geometry::new(block_bytes, size_bytes)
             .ok_or_else(|| failed(BackingError::BlockSize(block_bytes)))?;
-        Ok((geometry != namespace.geometry).then(|| Namespace {
+        Ok(Namespace {
             geometry,
             ..namespace.clone()
-        }))
+        })
     }
 
     fn ids(&self, nqn: &Nqn, config: &NamespaceConfig) -> NamespaceIds {

@@ -13,6 +13,7 @@ use nvme_proto::wire::Nsid;
 use super::association::EndReason;
 use super::discovery::Snapshot;
 use super::listeners;
+use super::live::Owner;
 use super::net::Listener;
 use super::open::OpenError;
 use super::plan::{Plan, SubsystemChange};
@@ -70,8 +71,20 @@ struct Change {
 }
 
 async fn apply(cli: &Cli, target: &Rc<Target>) -> anyhow::Result<()> {
+    let _change = target.changes.lock().await;
     let config = cli.config(&target.opener.identity)?;
     let plan = Plan::between(&target.config.borrow(), &config);
+    for new in &plan.added {
+        if let Some(there) = target.find(&new.nqn)
+            && there.owner != Owner::File
+        {
+            anyhow::bail!(
+                "there is a subsystem {} already; it is {}",
+                new.nqn,
+                there.owner
+            );
+        }
+    }
     let prepared = prepare(target, &plan).await?;
     for key in &plan.needs_restart {
         tracing::warn!("{key} has changed; that takes effect at the next start");
@@ -190,7 +203,7 @@ async fn put_in_place(target: &Rc<Target>, config: Config, plan: Plan, prepared:
     }
     for subsystem in prepared.added {
         tracing::info!(subsystem = %subsystem.nqn, "subsystem added");
-        target.add(subsystem).await;
+        target.add(subsystem, Owner::File).await;
     }
     for (configured, listener) in prepared.opened {
         target.listeners.start(target, configured, listener);

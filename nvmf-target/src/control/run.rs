@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::association::EndReason;
 use super::flush::flush;
 use super::listeners;
+use super::live::Owner;
 use super::net;
 use super::open::Opener;
 use super::ready;
@@ -122,7 +123,7 @@ async fn start(
     let target = Target::new(config, opener, Shards::new(handles));
     for subsystem in &subsystems {
         let prepared = target.prepare(subsystem, START_PATIENCE)?;
-        target.add(prepared).await;
+        target.add(prepared, Owner::File).await;
     }
     for (configured, listener) in listeners::bind(&addresses)? {
         target.listeners.start(&target, configured, listener);
@@ -142,6 +143,8 @@ fn open_api(target: &Rc<Target>, places: Places) -> anyhow::Result<Server> {
 async fn stop(target: &Rc<Target>) {
     ready::stopping();
     target.stopping.set(true);
+    // What is being changed is changed first.
+    let _change = target.changes.lock().await;
     target.listeners.stop_all().await;
     for served in target.subsystems() {
         served.end_all(EndReason::Stopping).await;

@@ -10,7 +10,9 @@ use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::model::{ControllerKey, NamespaceTable, SubsystemId};
-use crate::shard::{Adopt, Reply, ShardConfig, ShardEvent, ShardGone, ShardHandle, ShardMessage};
+use crate::shard::{
+    Adopt, Reply, Scope, ShardConfig, ShardEvent, ShardGone, ShardHandle, ShardMessage, ShardStats,
+};
 
 /// Shards that are started when no cores are named. Each takes a thread and some memory even when idle; who needs more
 /// names cores.
@@ -81,6 +83,38 @@ impl Shards {
         };
         // A shard that is gone has aborted everything, but nobody can say what was done before.
         self.handles[shard].send(message).is_ok() && answer.await.unwrap_or(false)
+    }
+
+    /// Holds the commands in the scope until [`Shards::resume`]; those that run go on. Pauses nest.
+    pub async fn pause(&self, scope: &Scope) {
+        self.ask_all(|ack| ShardMessage::Pause {
+            scope: scope.clone(),
+            ack,
+        })
+        .await;
+    }
+
+    /// Waits until no command in the scope, which is paused, runs in storage any more.
+    pub async fn drain(&self, scope: &Scope) {
+        self.ask_all(|ack| ShardMessage::Drain {
+            scope: scope.clone(),
+            ack,
+        })
+        .await;
+    }
+
+    /// Ends one pause of the scope.
+    pub async fn resume(&self, scope: &Scope) {
+        self.ask_all(|ack| ShardMessage::Resume {
+            scope: scope.clone(),
+            ack,
+        })
+        .await;
+    }
+
+    /// What each shard tells about itself, in their order; one that is gone is left out.
+    pub async fn stats(&self) -> Vec<ShardStats> {
+        self.ask_all(|reply| ShardMessage::Stats { reply }).await
     }
 
     /// Forgets a subsystem without associations.

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nvme_proto::controller::SubsystemInfo;
 use nvme_proto::wire::nqn::DISCOVERY_NQN;
 use nvme_proto::wire::{Cntlid, Nsid};
+use tokio::sync::Mutex;
 
 use super::accept::ConnectionCount;
 use super::association::{Association, EndReason, Notice};
 use super::listeners::Listeners;
+use super::live::Owner;
 use super::open::{self, OpenError, Opener};
 use super::shards::Shards;
 use super::view::subsystem_info;
@@ -28,6 +30,8 @@ const DISCOVERY_ID: SubsystemId = SubsystemId(0);
 
 /// A subsystem and the associations with it.
 pub struct Served {
+    /// Who changes it.
+    pub owner: Owner,
     /// What identifies it, as controllers report it; never changes.
     pub info: SubsystemInfo,
     /// What is served; namespaces and hosts change at a reload.
@@ -37,8 +41,9 @@ pub struct Served {
 }
 
 impl Served {
-    fn new(subsystem: Subsystem) -> Rc<Self> {
+    fn new(subsystem: Subsystem, owner: Owner) -> Rc<Self> {
         Rc::new(Served {
+            owner,
             info: subsystem_info(&subsystem),
             subsystem: RefCell::new(subsystem),
             associations: RefCell::default(),
@@ -112,6 +117,8 @@ pub struct Target {
     discovery_generation: Cell<u64>,
     /// Set once the target stops: no new associations.
     pub stopping: Cell<bool>,
+    /// Held by whoever changes what is served, from the first check to the end.
+    pub changes: Mutex<()>,
 }
 
 /// The generation of the discovery log at the start: what the clock says, in microseconds. A host that kept the log of an earlier run must not
@@ -125,20 +132,20 @@ fn first_generation() -> u64 {
 impl Target {
     /// A target without subsystems; add them one by one.
     pub fn new(config: Config, opener: Opener, shards: Shards) -> Rc<Self> {
-        let discovery = Served::new(Subsystem {
+        let discovery = Subsystem {
             id: DISCOVERY_ID,
             nqn: Nqn::discovery(),
             serial: opener.identity.serial(DISCOVERY_NQN),
             model: crate::config::file::DEFAULT_MODEL.to_owned(),
             hosts: HostAccess::Any,
             namespaces: Arc::default(),
-        });
+        };
         Rc::new(Target {
             config: RefCell::new(config),
             opener,
             shards,
             connections: ConnectionCount::default(),
-            discovery,
+            discovery: Served::new(discovery, Owner::File),
             listeners: Listeners::default(),
             started: Instant::now(),
             subsystems: RefCell::default(),
@@ -146,6 +153,7 @@ impl Target {
             next_subsystem: Cell::new(DISCOVERY_ID.0 + 1),
             discovery_generation: Cell::new(first_generation()),
             stopping: Cell::new(false),
+            changes: Mutex::new(()),
         })
     }
 
@@ -160,10 +168,14 @@ impl Target {
             .iter()
             .map(|namespace| self.open(&config.nqn, namespace, patience).map(Arc::new))
             .collect();
+        Ok(self.assemble(config, NamespaceTable::new(namespaces?)))
+    }
+
+    /// A subsystem with these namespaces and all else from its configuration. Nothing changes yet.
+    pub fn assemble(&self, config: &SubsystemConfig, namespaces: NamespaceTable) -> Subsystem {
         let id = SubsystemId(self.next_subsystem.get());
-        let namespaces = Arc::new(NamespaceTable::new(namespaces?));
         self.next_subsystem.set(id.0 + 1);
-        Ok(Subsystem {
+        Subsystem {
             id,
             nqn: config.nqn.clone(),
             serial: match &config.serial {
@@ -172,8 +184,8 @@ impl Target {
             },
             model: config.model.clone(),
             hosts: config.hosts.clone(),
-            namespaces,
-        })
+            namespaces: Arc::new(namespaces),
+        }
     }
 
     /// Opens a namespace; storage that is served already, and is about to move, is taken over instead of being opened again.
@@ -196,11 +208,13 @@ impl Target {
     }
 
     /// Serves a prepared subsystem. Its namespaces are known to every shard when this ends.
-    pub async fn add(&self, subsystem: Subsystem) {
+    pub async fn add(&self, subsystem: Subsystem, owner: Owner) -> Rc<Served> {
         self.shards
             .set_namespaces(subsystem.id, &subsystem.namespaces)
             .await;
-        self.subsystems.borrow_mut().push(Served::new(subsystem));
+        let served = Served::new(subsystem, owner);
+        self.subsystems.borrow_mut().push(Rc::clone(&served));
+        served
     }
 
     /// Ends the service of a subsystem: its associations, then its namespaces.
