@@ -273,11 +273,9 @@ pub struct NamespaceUrl {
     pub hostid: Option<String>,
 }
 
-impl std::str::FromStr for NamespaceUrl {
-    type Err = OptionError;
-
-    fn from_str(url: &str) -> Result<Self, Self::Err> {
-        let url: NvmeUrl = url.parse()?;
+impl NamespaceUrl {
+    /// From a URL; `nqn` is the subsystem where the URL names none.
+    pub fn new(url: NvmeUrl, nqn: Option<String>) -> Result<Self, OptionError> {
         let mut options = ConnectOptions::default();
         let (mut nsid, mut hostnqn, mut hostid) = (1, None, None);
         for (key, value) in &url.query {
@@ -299,7 +297,7 @@ impl std::str::FromStr for NamespaceUrl {
                 max: 0xffff_fffe,
             });
         }
-        let subnqn = url.nqn.ok_or(AddressError::NoNqn)?;
+        let subnqn = url.nqn.or(nqn).ok_or(AddressError::NoNqn)?;
         let target = Target {
             address: url.address,
             subnqn,
@@ -312,6 +310,14 @@ impl std::str::FromStr for NamespaceUrl {
             hostnqn,
             hostid,
         })
+    }
+}
+
+impl std::str::FromStr for NamespaceUrl {
+    type Err = OptionError;
+
+    fn from_str(url: &str) -> Result<Self, Self::Err> {
+        NamespaceUrl::new(url.parse()?, None)
     }
 }
 

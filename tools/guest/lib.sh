@@ -9,6 +9,7 @@
 #   wait_until SECONDS CMD [ARGS]     tries CMD until it succeeds; what it said last is printed if it never does
 #   start NAME CMD [ARGS]             a daemon, its output in $SUITE_OUT/NAME.log; `pid NAME`, `stop NAME [SIGNAL]`
 #   on_failure FILE...                further logs whose ends are shown when a check fails
+#   at_end CMD [ARGS]                 what cleans up after a suite on this machine; runs last, however the suite ends
 #
 # Each check prints one line with its time. A check that fails prints its output, the ends of the logs and what the kernel
 # logged meanwhile, and makes the suite fail. A check that takes longer than CHECK_TIMEOUT_S (60; 180 in QEMU) fails and is left
@@ -31,7 +32,7 @@ KERNEL_ALARMS_EXPECTED=''
 
 SUITE_OUT=${SUITE_OUT:-/out}
 SUITE_TMP=$(mktemp -d /tmp/suite.XXXXXX)
-_suite='' _passed=0 _failed=0 _logs=() _status=0 _took_us=0 _output='' _outcomes=''
+_suite='' _passed=0 _failed=0 _logs=() _at_end=() _job='' _status=0 _took_us=0 _output='' _outcomes=''
 
 . "$(dirname "${BASH_SOURCE[0]}")/nvmet.sh"
 
@@ -57,7 +58,7 @@ _outcome() {
 
 # _run NAME CMD [ARGS]: runs CMD as a process group with errexit on. Sets _status (late: it took too long), _took_us and _output.
 _run() {
-  local begin job ended status number ignored
+  local begin ended status number ignored
   _output=$SUITE_TMP/output.$((_passed + _failed))
   ! _in_guest || echo "check: $1" >/dev/kmsg
   shift
@@ -78,18 +79,21 @@ _run() {
     (set -euo pipefail && "$@") >"$_output" 2>&1 </dev/null
     echo "$number $?" >&"$_outcomes"
   ) &
-  job=$!
+  _job=$!
   set +m
   while read -r -t "$CHECK_TIMEOUT_S" -u "$_outcomes" ended status; do
     [ "$ended" != "$number" ] || { _status=$status && break; }
   done
   if [ "$_status" = late ]; then
     ! _in_guest || echo w >/proc/sysrq-trigger # names the tasks that are stuck, in the kernel's log
-    disown "$job"
-    kill -KILL -- "-$job"
+    disown "$_job"
+    kill -KILL -- "-$_job"
   else
-    wait "$job"
+    wait "$_job"
+    # What a check that failed had started in the background would disturb the next ones.
+    [ "$_status" = 0 ] || kill -KILL -- "-$_job"
   fi 2>/dev/null
+  _job=''
   _took_us=$(($(_us) - begin))
   { echo "== ${*@Q}: exit code $_status" && cat "$_output"; } >>"$SUITE_OUT/checks.log"
 }
@@ -174,6 +178,7 @@ stop() {
 _gone() { [ ! -e "/proc/$1" ] || [ "$(awk '{ print $3 }' "/proc/$1/stat")" = Z ]; }
 
 on_failure() { _logs+=("$@"); }
+at_end() { _at_end=("$@"); }
 
 _no_alarms() {
   local alarms
@@ -196,7 +201,10 @@ _finish() {
     check 'the kernel reported no bug' _no_alarms
     dmesg >/out/dmesg.log
   else
-    # A guest ends with all that runs in it; here the daemons must be ended, each with its own session.
+    # A guest ends with all that runs in it; here a check that was interrupted ends, the suite cleans up, and the daemons are
+    # ended, each with its own session.
+    [ -z "$_job" ] || kill -KILL -- "-$_job" 2>/dev/null
+    [ ${#_at_end[@]} = 0 ] || "${_at_end[@]}"
     for left in "$SUITE_TMP"/*.pid; do [ ! -e "$left" ] || kill -KILL -- "-$(cat "$left")" 2>/dev/null; done
   fi
   rm -rf "$SUITE_TMP"

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::address::{Address, AddressError, check_nqn, parse_port};
 use crate::block::BlockForm;
 use crate::config::parse_ip;
+use crate::host::ETC_NVME;
 use crate::options::{ConnectOptions, OptionError, Target};
 
 /// Attaches NVMe over Fabrics namespaces from user space.
@@ -22,6 +23,9 @@ pub struct Cli {
     /// Folder of the daemon's socket and state.
     #[arg(long, global = true, value_name = "DIR", default_value = crate::daemon::RUN_DIR)]
     pub run_dir: PathBuf,
+    /// Folder of hostnqn, hostid, discovery.conf and config.json.
+    #[arg(long, global = true, value_name = "DIR", default_value = ETC_NVME)]
+    pub etc_nvme: PathBuf,
 }
 
 const EXIT_CODES: &str = "\
@@ -169,9 +173,9 @@ pub struct AssociationArgs {
     /// Leave SQ flow control on.
     #[arg(long, conflicts_with = "disable_sqflow")]
     pub enable_sqflow: bool,
-    /// A command without an answer for this many milliseconds ends the association.
-    #[arg(long, default_value_t = ConnectOptions::default().io_timeout_ms, value_name = "MS")]
-    pub io_timeout_ms: u32,
+    /// A command without an answer for this many milliseconds ends the association [default: 30000].
+    #[arg(long, value_name = "MS")]
+    pub io_timeout_ms: Option<u32>,
 }
 
 impl AssociationArgs {
@@ -189,7 +193,7 @@ impl AssociationArgs {
             data_digest: self.data_digest || base.data_digest,
             duplicate_connect: self.duplicate_connect || base.duplicate_connect,
             disable_sqflow: self.disable_sqflow || (base.disable_sqflow && !self.enable_sqflow),
-            io_timeout_ms: self.io_timeout_ms,
+            io_timeout_ms: self.io_timeout_ms.unwrap_or(base.io_timeout_ms),
             connect_timeout_ms: base.connect_timeout_ms,
         }
     }
@@ -252,9 +256,9 @@ pub struct ConnectAllArgs {
     /// What to show the namespaces as.
     #[command(flatten)]
     pub block: BlockArgs,
-    /// Configuration file, or 'none'.
-    #[arg(long, short = 'J', default_value = "/etc/nvme/config.json")]
-    pub config: PathBuf,
+    /// Configuration file, or 'none' [default: /etc/nvme/config.json, if it is there].
+    #[arg(long, short = 'J')]
+    pub config: Option<PathBuf>,
     /// Say nothing about what is connected already.
     #[arg(long, short = 'S')]
     pub quiet: bool,

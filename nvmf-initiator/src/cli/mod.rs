@@ -3,6 +3,7 @@
 mod args;
 mod identify;
 mod show;
+mod sources;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
@@ -15,8 +16,7 @@ use nvme_proto::wire::log::SubsystemType;
 use nvmf_io::cpu::CoreList;
 use tracing_subscriber::EnvFilter;
 
-use crate::address::{DEFAULT_DISCOVERY_PORT, DEFAULT_IO_PORT, DISCOVERY_NQN, NvmeUrl, check_nqn};
-use crate::config::{read_config_json, read_discovery_conf};
+use crate::address::{DEFAULT_IO_PORT, NvmeUrl};
 use crate::control::runtime;
 use crate::core::association::Association;
 use crate::core::discovery::{Discovered, follow};
@@ -26,12 +26,13 @@ use crate::daemon::client::{self, Absent};
 use crate::daemon::node::failure_of;
 use crate::daemon::serve::DaemonOptions;
 use crate::daemon::{RunDir, keeper, serve};
-use crate::host::{ETC_NVME, HostFiles, HostIdentity};
-use crate::options::{ConnectOptions, OptionError, Target};
+use crate::host::{HostFiles, HostIdentity};
+use crate::options::{NamespaceUrl, Target};
 use args::{
     Cli, Command, ConnectAllArgs, ConnectArgs, ControllerArgs, DaemonArgs, DisconnectArgs,
     DiscoverArgs, IdCtrlArgs, IdNsArgs, OutputArgs, PortArgs,
 };
+use sources::{Source, to_connect, to_discover};
 
 type Done = Result<(), Failure>;
 
@@ -40,15 +41,15 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let serves = matches!(cli.command, Command::Daemon(_) | Command::Keeper);
     log(cli.verbose + u8::from(serves));
-    let run = RunDir::new(&cli.run_dir);
+    let (run, etc) = (RunDir::new(&cli.run_dir), cli.etc_nvme.as_path());
     let result = match &cli.command {
-        Command::Connect(args) => connect(&run, args),
-        Command::ConnectAll(args) => connect_all(&run, args),
+        Command::Connect(args) => connect(&run, etc, args),
+        Command::ConnectAll(args) => connect_all(&run, etc, args),
         Command::Disconnect(args) => disconnect(&run, args),
-        Command::Discover(args) => discover(args),
+        Command::Discover(args) => discover(etc, args),
         Command::List(output) => list(&run, *output),
-        Command::IdCtrl(args) => id_ctrl(&run, args),
-        Command::IdNs(args) => id_ns(&run, args),
+        Command::IdCtrl(args) => id_ctrl(&run, etc, args),
+        Command::IdNs(args) => id_ns(&run, etc, args),
         Command::Daemon(args) => daemon(&run, args),
         Command::Keeper => keeper::run(&run).map_err(|error| FailureKind::System.because(error)),
     };
@@ -80,8 +81,12 @@ fn usage(error: impl ToString) -> Failure {
     FailureKind::Usage.because(error)
 }
 
-fn host(port: &PortArgs) -> Result<HostIdentity, Failure> {
-    HostFiles::default()
+fn host(etc: &Path, port: &PortArgs) -> Result<HostIdentity, Failure> {
+    let files = HostFiles {
+        etc_nvme: etc.to_owned(),
+        ..HostFiles::default()
+    };
+    files
         .identity(port.hostnqn.as_deref(), port.hostid.as_deref())
         .map_err(usage)
 }
@@ -108,10 +113,10 @@ fn unexpected(reply: &Reply) -> Failure {
 
 // --- attaching ---------------------------------------------------------------------------------------------------------
 
-fn connect(run: &RunDir, args: &ConnectArgs) -> Done {
+fn connect(run: &RunDir, etc: &Path, args: &ConnectArgs) -> Done {
     let request = ConnectRequest {
         target: args.target().map_err(usage)?,
-        host: host(&args.port)?,
+        host: host(etc, &args.port)?,
         block: args.block.block.name().to_owned(),
     };
     let text = connect_one(run, request, args.output)?;
@@ -144,20 +149,13 @@ fn connect_one(
     }
 }
 
-/// A discovery service to follow, or a controller to connect.
-struct Source {
-    host: HostIdentity,
-    target: Target,
-    discovery: bool,
-}
-
-fn connect_all(run: &RunDir, args: &ConnectAllArgs) -> Done {
+fn connect_all(run: &RunDir, etc: &Path, args: &ConnectAllArgs) -> Done {
     let mut failures = Vec::new();
     for Source {
         host,
         target,
         discovery,
-    } in sources(args)?
+    } in to_connect(etc, args)?
     {
         let targets = if !discovery {
             vec![target]
@@ -216,102 +214,6 @@ fn subsystems(discovered: &Discovered, asked: &Target, failures: &mut Vec<Failur
     targets
 }
 
-fn sources(args: &ConnectAllArgs) -> Result<Vec<Source>, Failure> {
-    let options = args.association.options(&ConnectOptions::default());
-    if args.port.traddr.is_some() {
-        let target = discovery_target(&args.port, args.nqn.as_deref(), options).map_err(usage)?;
-        return Ok(vec![Source {
-            host: host(&args.port)?,
-            target,
-            discovery: true,
-        }]);
-    }
-    let mut sources = Vec::new();
-    if args.config != Path::new("none") {
-        for configured in read_config_json(&args.config)
-            .map_err(usage)?
-            .unwrap_or_default()
-        {
-            let hostnqn = args
-                .port
-                .hostnqn
-                .as_deref()
-                .or(configured.hostnqn.as_deref());
-            let hostid = args.port.hostid.as_deref().or(configured.hostid.as_deref());
-            let host = HostFiles::default()
-                .identity(hostnqn, hostid)
-                .map_err(usage)?;
-            sources.push(Source {
-                host,
-                target: configured.target,
-                discovery: configured.discovery,
-            });
-        }
-    }
-    for line in conf_lines()? {
-        let target = discovery_target(
-            &line.port,
-            line.nqn.as_deref(),
-            line.association.options(&options),
-        );
-        sources.push(Source {
-            host: host(&line.port)?,
-            target: target.map_err(usage)?,
-            discovery: true,
-        });
-    }
-    if sources.is_empty() {
-        return Err(usage(format!(
-            "nothing to connect: give --traddr, or name controllers in {} or {ETC_NVME}/discovery.conf",
-            args.config.display()
-        )));
-    }
-    Ok(sources)
-}
-
-/// The lines of discovery.conf, read as arguments of `discover`.
-fn conf_lines() -> Result<Vec<DiscoverArgs>, Failure> {
-    let path = Path::new(ETC_NVME).join("discovery.conf");
-    let lines = read_discovery_conf(&path)
-        .map_err(usage)?
-        .unwrap_or_default();
-    lines
-        .into_iter()
-        .map(|words| {
-            let line = words.join(" ");
-            let words = ["nvmf-initiator".to_owned(), "discover".to_owned()]
-                .into_iter()
-                .chain(words);
-            match Cli::try_parse_from(words) {
-                Ok(Cli {
-                    command: Command::Discover(args),
-                    ..
-                }) => Ok(args),
-                Ok(_) => Err(usage(format!(
-                    "{}: {line}: not arguments of discover",
-                    path.display()
-                ))),
-                Err(error) => Err(usage(format!("{}: {line}: {error}", path.display()))),
-            }
-        })
-        .collect()
-}
-
-fn discovery_target(
-    port: &PortArgs,
-    nqn: Option<&str>,
-    options: ConnectOptions,
-) -> Result<Target, OptionError> {
-    let subnqn = nqn.unwrap_or(DISCOVERY_NQN).to_owned();
-    let target = Target {
-        address: port.address(DEFAULT_DISCOVERY_PORT)?,
-        subnqn,
-        options,
-    };
-    target.validate()?;
-    Ok(target)
-}
-
 fn disconnect(run: &RunDir, args: &DisconnectArgs) -> Done {
     let what = match (&args.what.nqn, &args.what.device) {
         (Some(nqn), _) => Selection::Nqn(nqn.clone()),
@@ -338,30 +240,9 @@ fn disconnect(run: &RunDir, args: &DisconnectArgs) -> Done {
 
 // --- looking -----------------------------------------------------------------------------------------------------------
 
-fn discover(args: &DiscoverArgs) -> Done {
-    let asked = if args.port.traddr.is_some() {
-        let options = args.association.options(&ConnectOptions::default());
-        vec![(
-            host(&args.port)?,
-            discovery_target(&args.port, args.nqn.as_deref(), options).map_err(usage)?,
-        )]
-    } else {
-        let lines = conf_lines()?;
-        if lines.is_empty() {
-            return Err(usage(format!(
-                "no address: give --traddr, or put services into {ETC_NVME}/discovery.conf"
-            )));
-        }
-        let targets = lines.iter().map(|line| {
-            let options = line.association.options(&ConnectOptions::default());
-            let target =
-                discovery_target(&line.port, line.nqn.as_deref(), options).map_err(usage)?;
-            Ok((host(&line.port)?, target))
-        });
-        targets.collect::<Result<_, Failure>>()?
-    };
+fn discover(etc: &Path, args: &DiscoverArgs) -> Done {
     let mut logs = Vec::new();
-    for (host, target) in asked {
+    for Source { host, target, .. } in to_discover(etc, args)? {
         let discovered = match args.no_referrals {
             false => wait_for(follow(&target, &host))?,
             true => {
@@ -388,8 +269,8 @@ fn list(run: &RunDir, output: OutputArgs) -> Done {
     }
 }
 
-fn id_ctrl(run: &RunDir, args: &IdCtrlArgs) -> Done {
-    let data = identify(run, &args.controller, None)?;
+fn id_ctrl(run: &RunDir, etc: &Path, args: &IdCtrlArgs) -> Done {
+    let data = identify(run, etc, &args.controller, None)?;
     if args.raw_binary {
         return io::stdout()
             .write_all(&data)
@@ -398,8 +279,8 @@ fn id_ctrl(run: &RunDir, args: &IdCtrlArgs) -> Done {
     print(&identify::controller(&data, args.output.is_json()))
 }
 
-fn id_ns(run: &RunDir, args: &IdNsArgs) -> Done {
-    let data = identify(run, &args.controller, Some(args.namespace_id))?;
+fn id_ns(run: &RunDir, etc: &Path, args: &IdNsArgs) -> Done {
+    let data = identify(run, etc, &args.controller, Some(args.namespace_id))?;
     if args.raw_binary {
         return io::stdout()
             .write_all(&data)
@@ -411,34 +292,33 @@ fn id_ns(run: &RunDir, args: &IdNsArgs) -> Done {
 /// 4096 bytes of Identify: of a controller, or of a namespace.
 fn identify(
     run: &RunDir,
+    etc: &Path,
     of: &ControllerArgs,
     namespace: Option<Option<u32>>,
 ) -> Result<Vec<u8>, Failure> {
-    let url = of
-        .device
-        .as_deref()
-        .filter(|device| device.starts_with("nvme+"))
-        .map(str::parse::<NvmeUrl>);
-    let target = match (url.transpose().map_err(usage)?, &of.device) {
-        (Some(url), _) => Some((url.address, url.nqn.or(of.nqn.clone()))),
-        (None, Some(device)) => return identify_attached(run, device, namespace),
-        (None, None) => Some((
-            of.port.address(DEFAULT_IO_PORT).map_err(usage)?,
-            of.nqn.clone(),
-        )),
+    let url = match &of.device {
+        Some(device) if device.starts_with("nvme+") => {
+            let url = device.parse().map_err(usage)?;
+            NamespaceUrl::new(url, of.nqn.clone()).map_err(usage)?
+        }
+        Some(device) => return identify_attached(run, device, namespace),
+        None => {
+            let url = NvmeUrl {
+                address: of.port.address(DEFAULT_IO_PORT).map_err(usage)?,
+                nqn: of.nqn.clone(),
+                query: Vec::new(),
+            };
+            NamespaceUrl::new(url, None).map_err(usage)?
+        }
     };
-    let Some((address, Some(subnqn))) = target else {
-        return Err(usage(crate::address::AddressError::NoNqn));
+    let who = PortArgs {
+        hostnqn: of.port.hostnqn.clone().or(url.hostnqn),
+        hostid: of.port.hostid.clone().or(url.hostid),
+        ..of.port.clone()
     };
-    check_nqn(&subnqn).map_err(usage)?;
-    let target = Target {
-        address,
-        subnqn,
-        options: ConnectOptions::default(),
-    };
-    let host = host(&of.port)?;
+    let (host, target) = (host(etc, &who)?, url.target);
     let (cns, nsid) = match namespace {
-        Some(nsid) => (Cns::NAMESPACE, Nsid(nsid.unwrap_or(1))),
+        Some(nsid) => (Cns::NAMESPACE, Nsid(nsid.unwrap_or(url.nsid))),
         None => (Cns::CONTROLLER, Nsid::NONE),
     };
     let work = async {
