@@ -66,8 +66,8 @@ def run(arguments):
 class Target:
     """A running nvmf-target."""
 
-    def __init__(self, process, address, listening_ms):
-        self.process, self.address, self.listening_ms = process, address, listening_ms
+    def __init__(self, process, address, listening_ms, log):
+        self.process, self.address, self.listening_ms, self.log = process, address, listening_ms, log
         self.pid = process.pid
 
     def url(self):
@@ -86,23 +86,36 @@ class Target:
                 total += int(stat.read().split()[0])
         return total
 
+    def associations(self, count):
+        """What the log says of the associations that have ended, in the order of their ends; waits until there are `count`."""
+        deadline = time.monotonic() + 10
+        while True:
+            with open(self.log, encoding="utf-8") as lines:
+                ended = [line for line in lines if "commands of the association" in line]
+            if len(ended) >= count:
+                return [{key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line)} for line in ended]
+            if time.monotonic() > deadline:
+                sys.exit(f"bench: nvmf-target tells of {len(ended)} associations that ended, not of {count}")
+            time.sleep(0.01)
+
     def rss_bytes(self):
         with open(f"/proc/{self.pid}/status", encoding="ascii") as status:
             return int(re.search(r"VmRSS:\s+(\d+) kB", status.read()).group(1)) << 10
 
 
 @contextmanager
-def target(namespace, spin=True, cores="0"):
-    """Runs nvmf-target with one namespace of 4096-byte blocks (a file keeps what direct I/O asks for)."""
-    with tempfile.TemporaryDirectory() as folder:
-        ready = os.path.join(folder, "ready")
+def target(namespace, spin=True, cores="0", log=None):
+    """Runs nvmf-target with one namespace of 4096-byte blocks (a file keeps what direct I/O asks for). With `log`, a level, what it
+    says goes to a file; otherwise warnings go to whoever looks at the figures."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
+        ready, log_file = os.path.join(folder, "ready"), os.path.join(folder, "log")
         command = [os.path.join(BIN, "nvmf-target"), *namespace, "--nqn", NQN, "--listen", "tcp://127.0.0.1:0",
-                   "--cores", cores, "--ready-file", ready, "--log", "warn", "--block-size", "4096"]
+                   "--cores", cores, "--ready-file", ready, "--log", log or "warn", "--block-size", "4096"]
         if spin:
             command += ["--busy-poll", str(SPIN_US)]
         begin = time.monotonic()
-        # Own line of standard error: warnings belong to whoever looks at the figures.
-        process = subprocess.Popen(WRAP + command, stdout=subprocess.DEVNULL)
+        said = files.enter_context(open(log_file, "w", encoding="utf-8")) if log else None
+        process = subprocess.Popen(WRAP + command, stdout=subprocess.DEVNULL, stderr=said)
         try:
             while not (os.path.exists(ready) and os.path.getsize(ready)):
                 if process.poll() is not None or time.monotonic() - begin > 30:
@@ -111,7 +124,7 @@ def target(namespace, spin=True, cores="0"):
             took = (time.monotonic() - begin) * 1000
             with open(ready, encoding="ascii") as lines:
                 address = lines.readline().strip().removeprefix("tcp://")
-            at = Target(process, address, took)
+            at = Target(process, address, took, log_file)
             if namespace[0] == "--memory":
                 run([os.path.join(BIN, "nvmf-bench"), "--filename", at.url(), "--rw=write", "--bs=1m", "--iodepth=8", "--quiet"])
             yield at
@@ -400,6 +413,40 @@ def background(arguments):
         sys.exit(f"bench: nvmf-bench {shlex.join(arguments)} failed")
 
 
+def fairness(report, _only):
+    """Time inside the target, from a command received to its response given to the kernel: a connection of depth 1 alone, and beside
+    one of depth 128 on the same core."""
+    data, lines = [], []
+    spaces = {**SPACES}
+    with written_file() as path:
+        spaces["file"] = ["--file", path]
+        for space, arguments in spaces.items():
+            for spin in (True, False):
+                alone, beside, ratios = [], [], []
+                for _ in range(ROUNDS):
+                    with target(arguments, spin=spin, log="info") as at:
+                        # What wrote a memory namespace has ended too.
+                        before = len(at.associations(1 if space == "memory" else 0))
+                        product(at.url(), "randread", "4k", 1, spin=spin)
+                        greedy = job(at.url(), "randread", "4k", 128, ["--quiet", "--cpus_allowed=1"], seconds=SECONDS + 2)
+                        with background(greedy):
+                            time.sleep(0.5)
+                            product(at.url(), "randread", "4k", 1, spin=False)
+                        # The greedy one runs longest.
+                        first, second, third = at.associations(before + 3)[before:]
+                        if third["reads"] < second["reads"]:
+                            sys.exit("bench: the greedy connection ended before the modest one")
+                    alone.append(first["read_p99_ns"] / 1000)
+                    beside.append(second["read_p99_ns"] / 1000)
+                    ratios.append(beside[-1] / alone[-1])
+                ratio, mode = spread(ratios), "polled" if spin else "event"
+                data.append({"space": space, "mode": mode, "alone_us": spread(alone), "beside_us": spread(beside), "ratio": ratio})
+                lines.append([space, mode, show(spread(alone), 1), show(spread(beside), 1), show(ratio, 1),
+                              "yes" if ratio["median"] < 4 else "**missing**"])
+    report.table("fairness", "Inside the target, 4 KiB random reads: p99 of a QD1 connection beside one of QD128",
+                 ["namespace", "mode", "alone µs", "beside µs", "ratio (min-max)", "below 4"], lines, data)
+
+
 def start(report, _only):
     """Start, memory, idleness."""
     lines, began, rss, idle, per_connection = [], [], [], [], []
@@ -428,7 +475,7 @@ def start(report, _only):
 
 
 TABLES = {"rows": rows, "file": file_rows, "event": event, "digests": digests, "large": large, "scaling": scaling, "cost": cost,
-          "start": start}
+          "fairness": fairness, "start": start}
 
 
 def main():

@@ -26,7 +26,7 @@ use super::pump::{Event, Pump};
 use super::target::{Served, Target};
 use super::view::View;
 use crate::config::{Config, KeepAliveBounds};
-use crate::model::{ControllerKey, ControllerShared};
+use crate::model::{ControllerKey, ControllerShared, LatencySummary};
 
 /// The subsystem that a Connect names, if the host may use it.
 pub fn find_subsystem(target: &Target, request: &ConnectRequest) -> Result<Rc<Served>, Fault> {
@@ -245,9 +245,26 @@ impl AdminQueue {
         }
         self.association.advance(Stage::Closing);
         self.target.shards.drop_controller(key).await;
+        self.tell_totals();
         self.served.associations.borrow_mut().remove(key.cntlid);
         self.association.advance(Stage::Ended);
         self.pump.close().await;
+    }
+
+    /// Says what the host did in all, if it did anything. Times are those inside the target: from the turn in which a command was received to
+    /// its response going to the kernel, 99 % of them at most what is said.
+    fn tell_totals(&self) {
+        let shared = &self.association.shared;
+        let totals = shared.counters.totals();
+        if totals.reads + totals.writes + totals.flushes + totals.others + totals.errors == 0 {
+            return;
+        }
+        let p99_ns = |latency: &LatencySummary| latency.quantile_nanos(0.99).unwrap_or(0);
+        tracing::info!(
+            host = %shared.host_nqn, controller = %shared.key.cntlid, reads = totals.reads, writes = totals.writes,
+            flushes = totals.flushes, errors = totals.errors, read_p99_ns = p99_ns(&totals.read_latency),
+            write_p99_ns = p99_ns(&totals.write_latency), "commands of the association"
+        );
     }
 
     fn execute(&mut self, slot: SlotId) {
