@@ -1,8 +1,11 @@
 #!/bin/bash
 # loopback.sh: our initiator against our target on this machine and its own kernel: block devices by FUSE with a loop device on top.
 # guest: host
-if [ "$(id -u)" != 0 ]; then
-  exec sudo -n env "PATH=$PATH" "GUEST_KIND=$GUEST_KIND" "GUEST_LIB=$GUEST_LIB" "SUITE_OUT=$SUITE_OUT" "NVMF_SOAK=${NVMF_SOAK:-1}" bash "$0"
+if [ -z "${OWN_MOUNTS:-}" ]; then
+  # Mounts of its own: a process elsewhere that takes a copy of this machine's mounts would keep the devices in use.
+  own=(unshare --mount env OWN_MOUNTS=1 "PATH=$PATH" "GUEST_KIND=$GUEST_KIND" "GUEST_LIB=$GUEST_LIB" "SUITE_OUT=$SUITE_OUT" "NVMF_SOAK=${NVMF_SOAK:-1}")
+  [ "$(id -u)" = 0 ] || own=(sudo -n "${own[@]}")
+  exec "${own[@]}" bash "$0"
 fi
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
