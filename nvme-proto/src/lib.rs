@@ -6,6 +6,7 @@
 //! - [`wire`]: every structure that crosses the wire, little endian, with its size asserted at compile time.
 //! - [`queue`]: a queue's slots, identifiers and flow control on either side, whatever the transport.
 //! - [`tcp`]: PDUs, handshake and the state machines of a TCP connection; [`digest`]: CRC32C.
+//! - [`rdma`]: private data, capsules and the state machines of an RDMA connection.
 //! - [`controller`]: the admin side of a controller, and the checks of every command.
 //! - [`violation`]: the rules that a peer can break, and what each breach leads to.
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@
 pub mod controller;
 pub mod digest;
 pub mod queue;
+pub mod rdma;
 pub mod tcp;
 pub mod violation;
 pub mod wire;

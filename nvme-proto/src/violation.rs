@@ -5,6 +5,7 @@
 //! the thing.
 
 use crate::controller::Fault;
+use crate::rdma::{CmFault, CmStatus};
 use crate::tcp::pdu::{Fes, PduType, TermReqHeader, field};
 use crate::wire::{Cid, Status};
 use thiserror::Error;
@@ -136,7 +137,8 @@ pub enum Violation {
     /// Fabrics commands describe their data with SGLs: PSDT is 01b or 10b.
     #[error("PSDT of command {0} asks for PRPs")]
     NotSgl(Cid),
-    /// Data is described by an in-capsule (01h) or a transport (5Ah) descriptor; data towards the host only by the latter.
+    /// Data is described by an in-capsule descriptor (01h) or by the transport's own: 5Ah on TCP, 40h or 4Fh on RDMA. Data towards the
+    /// host only by the latter.
     #[error("SGL identifier {kind:02x}h is not allowed here")]
     SglType {
         /// SGL identifier as received.
@@ -148,7 +150,8 @@ pub enum Violation {
         /// Address field of the descriptor.
         offset: u64,
     },
-    /// The descriptor's length equals what the capsule carries, which is nothing where the descriptor is not an in-capsule one.
+    /// The descriptor's length equals what the capsule carries, which is nothing where the descriptor is not an in-capsule one. An RDMA
+    /// capsule may carry more.
     #[error("the SGL says {sgl_bytes} bytes in the capsule, it carries {capsule_bytes}")]
     SglLength {
         /// In-capsule bytes that the descriptor stands for.
@@ -249,6 +252,27 @@ pub enum Violation {
         /// MAXR2T, 1's based.
         limit: u32,
     },
+
+    // --- RDMA ----------------------------------------------------------------------------------------------------------------
+    /// Private data of the connection manager follows its rules.
+    #[error(transparent)]
+    Cm(#[from] CmFault),
+    /// A message is at least as long as the queue entry that it begins with.
+    #[error("a message of {bytes} bytes, a capsule has at least {least}")]
+    CapsuleLength {
+        /// Its length.
+        bytes: u32,
+        /// Length of the entry.
+        least: u32,
+    },
+    /// A response makes no key invalid but its own command's, and that only when asked to.
+    #[error("the response for CID {cid} invalidated key {key:08x}h, which it was not asked to")]
+    ForeignKey {
+        /// CID as received.
+        cid: Cid,
+        /// The key.
+        key: u32,
+    },
 }
 
 /// What a violation leads to.
@@ -263,7 +287,9 @@ pub enum Outcome {
         /// Fatal Error Information.
         fei: u32,
     },
-    /// The connection is closed without a word.
+    /// The connection request is rejected with this status.
+    Reject(CmStatus),
+    /// The connection is closed without a word. Over RDMA, which has no termination request, that is what becomes of one, too.
     Close,
 }
 
@@ -311,6 +337,9 @@ impl Violation {
 
             ResponseCid(_) => bad_field(field::CQE_CID),
             DataDirection { .. } | DataAfterLast(_) => fatal(Fes::PDU_SEQUENCE_ERROR),
+
+            Cm(fault) => Outcome::Reject(fault.status()),
+            CapsuleLength { .. } | ForeignKey { .. } => Outcome::Close,
         }
     }
 

@@ -58,7 +58,7 @@ impl Life {
                 let pdu_bytes = encoder::term_req(&mut pdu, pdu_type, fes, fei, header);
                 Self::Terminating(Terminating { pdu, pdu_bytes })
             }
-            Outcome::Close | Outcome::Status(_) => Self::Closed,
+            Outcome::Close | Outcome::Status(_) | Outcome::Reject(_) => Self::Closed,
         };
     }
 

@@ -227,6 +227,30 @@ impl DiscoveryEntry {
         Some(entry)
     }
 
+    /// An entry for RDMA: as [`DiscoveryEntry::tcp`], by connected queue pairs and the connection manager, over any provider.
+    pub fn rdma(
+        adrfam: AddressFamily,
+        traddr: &str,
+        trsvcid: &str,
+        subtype: SubsystemType,
+        subnqn: &Nqn,
+        treq: Treq,
+    ) -> Option<Self> {
+        let mut entry = Self::tcp(
+            adrfam,
+            traddr,
+            trsvcid,
+            subtype,
+            subnqn,
+            treq,
+            TcpSecurity::NONE,
+        )?;
+        entry.trtype = TransportType::RDMA;
+        // RDMA_QPTYPE: connected; RDMA_PRTYPE: not specified; RDMA_CMS: the RDMA connection manager.
+        entry.tsas[..3].copy_from_slice(&[1, 1, 1]);
+        Some(entry)
+    }
+
     /// The subsystem's name.
     pub fn nqn(&self) -> Result<Nqn, NqnError> {
         Nqn::from_field(&self.subnqn)
@@ -274,6 +298,17 @@ mod tests {
         assert!(entry.treq.can_disable_sq_flow_control());
         assert_eq!(entry.treq.secure_channel(), Treq::SECURE_NOT_REQUIRED);
         assert_eq!(entry.flags(), Eflags::PERSISTENT_CONNECTION);
+    }
+
+    #[test]
+    fn an_rdma_entry_says_how_to_connect() {
+        let nqn = Nqn::discovery();
+        let treq = Treq::new(Treq::SECURE_NOT_SPECIFIED, true);
+        let (family, subtype) = (AddressFamily::IPV6, SubsystemType::CURRENT_DISCOVERY);
+        let entry = DiscoveryEntry::rdma(family, "fd00::7", "4420", subtype, &nqn, treq).unwrap();
+        let b = entry.as_bytes();
+        assert_eq!(b[..4], [1, 2, 3, 4]);
+        assert_eq!(b[768..776], [1, 1, 1, 0, 0, 0, 0, 0]);
     }
 
     #[test]
