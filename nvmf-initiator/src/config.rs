@@ -130,9 +130,9 @@ pub fn read_config_json(path: &Path) -> Result<Option<Vec<ConfiguredTarget>>, Co
                 let secrets = [
                     (
                         "dhchap_key",
-                        port.dhchap_key.is_some() || host.dhchap_key.is_some(),
+                        is_key(&port.dhchap_key) || is_key(&host.dhchap_key),
                     ),
-                    ("dhchap_ctrl_key", port.dhchap_ctrl_key.is_some()),
+                    ("dhchap_ctrl_key", is_key(&port.dhchap_ctrl_key)),
                     ("tls", port.tls == Some(true)),
                 ];
                 if let Some((key, _)) = secrets.into_iter().find(|(_, given)| *given) {
@@ -154,6 +154,11 @@ pub fn read_config_json(path: &Path) -> Result<Option<Vec<ConfiguredTarget>>, Co
         }
     }
     Ok(Some(targets))
+}
+
+/// libnvme 1.3 reads the attribute of a controller that has no key, and writes what it says: none.
+fn is_key(text: &Option<String>) -> bool {
+    text.as_deref().is_some_and(|text| text != "none")
 }
 
 impl Port {
@@ -266,7 +271,7 @@ mod tests {
           { "nqn": "nqn.2026-01.io.example:a",
             "ports": [ { "transport": "tcp", "traddr": "192.0.2.1", "trsvcid": "4421", "host_traddr": "192.0.2.9",
                          "nr_io_queues": 4, "ctrl_loss_tmo": -1, "hdr_digest": true, "tos": -1 },
-                       { "transport": "tcp", "traddr": "192.0.2.2" } ] },
+                       { "transport": "tcp", "traddr": "192.0.2.2", "dhchap_key": "none" } ] },
           { "nqn": "nqn.2014-08.org.nvmexpress.discovery",
             "ports": [ { "transport": "tcp", "traddr": "192.0.2.1" } ] } ] } ]"#;
 

@@ -88,7 +88,9 @@ peers() {
 }
 check 'this machine has FUSE and loop devices' peers
 check 'a configuration that passes --check' storage
-start target nvmf-target --config "$CONFIG" --ready-file "$SUITE_TMP/ready"
+# start_target: nothing of it lies elsewhere on this machine.
+start_target() { start target nvmf-target --config "$CONFIG" --ready-file "$SUITE_TMP/ready" --rpc none --state-dir none; }
+start_target
 check 'the target is ready' wait_until 20 test -s "$SUITE_TMP/ready"
 
 # namespace NSID KEY: what `list` knows of a namespace; an error where it knows nothing.
@@ -199,7 +201,7 @@ under_load() {
 restart() {
   stop target "$1"
   rm -f "$SUITE_TMP/ready"
-  start target nvmf-target --config "$CONFIG" --ready-file "$SUITE_TMP/ready"
+  start_target
   wait_until 20 test -s "$SUITE_TMP/ready"
 }
 names() { ls "$RUN/by-id"; readlink "$RUN"/by-id/*; }

@@ -22,12 +22,16 @@ fn number(name: &'static str, value: impl Into<u64>) -> Field {
     }
 }
 
+/// In hexadecimal for people; nothing set is a plain 0, as nvme-cli has it.
 fn bits(name: &'static str, value: impl Into<u64>) -> Field {
     let value = value.into();
     Field {
         name,
         value: value.into(),
-        text: format!("{value:#x}"),
+        text: match value {
+            0 => "0".to_owned(),
+            value => format!("{value:#x}"),
+        },
     }
 }
 
@@ -81,6 +85,7 @@ pub(super) fn controller(data: &[u8], json: bool) -> String {
     let subnqn = String::from_utf8_lossy(&id.subnqn[..nqn_end])
         .escape_default()
         .to_string();
+    let ieee = u32::from_le_bytes([id.ieee[0], id.ieee[1], id.ieee[2], 0]);
     let fields = vec![
         bits("vid", id.vid.get()),
         bits("ssvid", id.ssvid.get()),
@@ -88,7 +93,11 @@ pub(super) fn controller(data: &[u8], json: bool) -> String {
         words("mn", id.mn.to_string()),
         words("fr", id.fr.to_string()),
         number("rab", id.rab),
-        hex("ieee", &[id.ieee[2], id.ieee[1], id.ieee[0]]),
+        Field {
+            name: "ieee",
+            value: ieee.into(),
+            text: format!("{ieee:06x}"),
+        },
         bits("cmic", id.cmic),
         number("mdts", id.mdts),
         bits("cntlid", id.cntlid.get()),
@@ -99,7 +108,7 @@ pub(super) fn controller(data: &[u8], json: bool) -> String {
         bits("ctratt", id.ctratt.get()),
         bits("rrls", id.rrls.get()),
         number("cntrltype", id.cntrltype),
-        hex("fguid", &id.fguid),
+        words("fguid", uuid::Uuid::from_bytes(id.fguid).to_string()),
         number("crdt1", id.crdt1.get()),
         number("crdt2", id.crdt2.get()),
         number("crdt3", id.crdt3.get()),

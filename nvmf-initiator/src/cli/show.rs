@@ -56,7 +56,9 @@ pub(super) fn disconnected(names: &[String], json: bool) -> String {
 /// What `list` says.
 pub(super) fn list(controllers: &[ControllerStatus], json: bool) -> String {
     if json {
-        return pretty(&json!({ "controllers": controllers }));
+        // What nvme-cli's users read, and what there is to know here.
+        let devices = controllers.iter().flat_map(devices).collect::<Vec<_>>();
+        return pretty(&json!({ "Devices": devices, "controllers": controllers }));
     }
     let mut rows = vec![
         [
@@ -91,6 +93,24 @@ pub(super) fn list(controllers: &[ControllerStatus], json: bool) -> String {
         }
     }
     table(&rows)
+}
+
+/// The devices of a controller, under the names that `nvme list -o json` gives to the same things. Its UsedBytes is left out: that
+/// changes with every write, and would have to be asked for.
+fn devices(controller: &ControllerStatus) -> impl Iterator<Item = Value> {
+    controller.namespaces.iter().filter_map(|ns| {
+        let blocks = ns.size_bytes / u64::from(ns.block_bytes.max(1));
+        Some(json!({
+            "NameSpace": ns.nsid,
+            "DevicePath": ns.device.as_ref()?,
+            "Firmware": controller.firmware,
+            "ModelNumber": controller.model,
+            "SerialNumber": controller.serial,
+            "MaximumLBA": blocks,
+            "PhysicalSize": ns.size_bytes,
+            "SectorSize": ns.block_bytes,
+        }))
+    })
 }
 
 fn row(controller: &ControllerStatus, ns: &NamespaceStatus) -> [String; 8] {
@@ -226,14 +246,24 @@ fn treq(treq: Treq) -> String {
     format!("{secure}{flow}")
 }
 
+/// The first two as nvme-cli words them; it has no words for the third.
 fn eflags(eflags: Eflags) -> String {
     if eflags.is_empty() {
         return "none".to_owned();
     }
-    let names = eflags
-        .iter_names()
-        .map(|(name, _)| name.to_lowercase().replace('_', " "));
-    names.collect::<Vec<_>>().join(", ")
+    let words = [
+        (
+            Eflags::DUPLICATE_INFORMATION,
+            "duplicate discovery information",
+        ),
+        (
+            Eflags::PERSISTENT_CONNECTION,
+            "explicit discovery connections",
+        ),
+        (Eflags::NO_CDC_CONNECTIVITY, "no CDC connectivity"),
+    ];
+    let set = words.iter().filter(|(flag, _)| eflags.contains(*flag));
+    set.map(|(_, word)| *word).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -294,6 +324,11 @@ mod tests {
         assert_eq!(
             value["controllers"][0]["namespaces"][0]["device"],
             "/dev/ublkb0"
+        );
+        assert_eq!(
+            value["Devices"],
+            json!([{ "NameSpace": 1, "DevicePath": "/dev/ublkb0", "Firmware": "f", "ModelNumber": "m", "SerialNumber": "s",
+                     "MaximumLBA": 2_097_152, "PhysicalSize": 1_073_741_824, "SectorSize": 512 }])
         );
         assert_eq!(list(&[], false).lines().count(), 1);
     }
