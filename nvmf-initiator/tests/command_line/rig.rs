@@ -31,15 +31,12 @@ pub fn serve(text: &str) {
     let folder = tempfile::tempdir().unwrap();
     let (config, ready) = (folder.path().join("t.toml"), folder.path().join("ready"));
     fs::write(&config, text).unwrap();
-    let words = [
-        "nvmf-target".into(),
-        "--config".into(),
-        config.into_os_string(),
-    ];
-    let words = words
-        .into_iter()
-        .chain(["--ready-file".into(), ready.clone().into_os_string()]);
-    let cli = <Cli as clap::Parser>::try_parse_from(words).unwrap();
+    let words = format!(
+        "nvmf-target --config {} --ready-file {} --rpc none --state-dir none",
+        config.display(),
+        ready.display()
+    );
+    let cli = <Cli as clap::Parser>::try_parse_from(words.split(' ')).unwrap();
     let identity = Identity::of_this_machine();
     let config = cli.config(&identity).unwrap();
     let serving = std::thread::spawn(move || run::serve(&cli, config, identity));
