@@ -3,8 +3,11 @@
 //!
 //! One process sends requests of a fixed size and counts responses of a fixed size ([`client`]), the other answers
 //! them: with bare system calls ([`plain`], the ceiling) or through the ring ([`ring`]).
+//!
+//! Beside that, the steps that the protocol takes for each command ([`hot`]), for counting and timing them.
 
 pub mod client;
+pub mod hot;
 pub mod plain;
 pub mod ring;
 pub mod shape;
