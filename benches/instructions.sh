@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 readonly BASELINE=benches/instructions.txt BATCHES=50 MOST_PERCENT=5
 
-command -v valgrind >/dev/null || { echo 'instructions: valgrind is missing: tools/setup/apt.sh instructions' >&2; exit 1; }
+command -v valgrind >/dev/null || { echo 'instructions: valgrind is missing: tools/setup/apt.sh count' >&2; exit 1; }
 mode=${1:-compare}
 [ "$mode" = compare ] || [ "$mode" = renew ] || { sed -n '2,/^#$/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 cargo build --quiet --release --locked -p nvmf-benches --bin hot

@@ -11,6 +11,7 @@ build    gcc                links Rust programs; compiles the guest's kernel
 build    libc6-dev          headers and start-up objects for gcc
 build    make               runs the Makefile and the kernel's
 fuzz     g++                compiles libFuzzer
+count    valgrind           counts the instructions of the hot path
 check    shellcheck         reads our shell scripts for mistakes
 check    libibverbs-dev     headers that our declarations of RDMA structures are compared with
 check    librdmacm-dev      the same, for the connection manager

@@ -9,6 +9,7 @@ step 'packages to test with' tools/setup/apt.sh
 step 'dependencies' tools/setup/cargo-deny.sh check --hide-inclusion-graph bans licenses sources
 counted 'fuzzing, a minute a target' fuzz/run.sh all 60
 step 'release build' cargo build --quiet --workspace --release --locked
+step 'instructions of the hot path' benches/instructions.sh
 step 'guest: user-mode Linux' tools/guest/guest setup uml
 step 'guest: QEMU' tools/guest/guest setup qemu
 counted 'suites' tools/guest/suites.sh
