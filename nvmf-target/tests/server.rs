@@ -22,6 +22,8 @@ mod fence;
 mod keep_alive;
 #[path = "server/manager.rs"]
 mod manager;
+#[path = "pool/mod.rs"]
+mod pool;
 #[path = "server/reload.rs"]
 mod reload;
 #[path = "server/silent.rs"]

@@ -25,6 +25,7 @@ use crate::api::{Methods, base};
 use crate::config::Config;
 use crate::config::cli::Cli;
 use crate::config::identity::Identity;
+use crate::pool::serve::{self, Pools};
 use crate::shard::{CloseReason, ShardEvent};
 
 /// Everything finished and flushed.
@@ -63,10 +64,14 @@ async fn run(cli: &Cli, config: Config, identity: Identity) -> anyhow::Result<u8
     let (events, shard_events) = mpsc::unbounded_channel();
     let nqns: Vec<_> = config.subsystems.iter().map(|s| s.nqn.clone()).collect();
     let places = crate::api::open::places(&config.api)?;
-    let target = start(config, identity, events).await?;
+    let pools = Pools::open(config.pools.clone(), START_PATIENCE).await?;
+    let pools = Rc::new(pools);
+    let target = start(config, identity, &pools, events).await?;
     net::spawn(follow_shards(Rc::clone(&target), shard_events));
     net::spawn(watch::watch(Rc::downgrade(&target)));
-    let api = places.map(|places| open_api(&target, places)).transpose()?;
+    let api = places
+        .map(|places| open_api(&target, &pools, places))
+        .transpose()?;
     let addresses = target.listeners.addresses();
     if let Some(path) = &cli.ready_file {
         ready::write_ready_file(path, &addresses)
@@ -106,6 +111,7 @@ async fn run(cli: &Cli, config: Config, identity: Identity) -> anyhow::Result<u8
 async fn start(
     config: Config,
     identity: Identity,
+    pools: &Pools,
     events: mpsc::UnboundedSender<ShardEvent>,
 ) -> anyhow::Result<Rc<Target>> {
     if identity.from_host_name {
@@ -125,6 +131,7 @@ async fn start(
         let prepared = target.prepare(subsystem, START_PATIENCE)?;
         target.add(prepared, Owner::File).await;
     }
+    pools.serve_all(&target, START_PATIENCE).await;
     for (configured, listener) in listeners::bind(&addresses)? {
         target.listeners.start(&target, configured, listener);
     }
@@ -132,8 +139,9 @@ async fn start(
 }
 
 /// Opens the management API with all of its methods.
-fn open_api(target: &Rc<Target>, places: Places) -> anyhow::Result<Server> {
+fn open_api(target: &Rc<Target>, pools: &Rc<Pools>, places: Places) -> anyhow::Result<Server> {
     let mut methods = Methods::default();
+    serve::register(&mut methods, pools);
     base::register(&mut methods);
     let server = Server::start(target, methods, places);
     server.context("the management API cannot be served")

@@ -19,8 +19,8 @@
 //! which the process can be killed or the power can fail, and finishes or undoes what was under way when a pool is opened.
 //! Blocks without a record are removed only if they carry a name that only this module gives; foreign files are left alone.
 //!
-//! Everything here blocks on the file system and runs on threads that may ([`tokio::task::spawn_blocking`]), never on the control
-//! thread or a shard. What is served, to whom and when is decided elsewhere (`control`).
+//! Everything but [`serve`] blocks on the file system and runs on threads that may ([`tokio::task::spawn_blocking`]), never on the control
+//! thread or a shard. [`serve`] runs on the control thread: it serves volumes to hosts and answers the `pool_` methods.
 
 pub mod capacity;
 pub mod config;
@@ -31,6 +31,7 @@ mod folder;
 mod holding;
 mod name;
 pub mod record;
+pub mod serve;
 mod step;
 mod store;
 #[cfg(test)]

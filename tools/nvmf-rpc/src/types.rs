@@ -183,6 +183,12 @@ pub struct Snapshot {
     /// Those that were taken in one call have the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// For how long the volume's hosts waited; only in the answer of the call that took it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_us: Option<u64>,
+    /// Extents of all snapshots of the call, with which that time grows; only in the answer of the call that took it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extents: Option<u64>,
 }
 
 /// `pool_get_pools`: all pools, or one.
