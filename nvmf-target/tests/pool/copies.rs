@@ -1,5 +1,6 @@
 //! Snapshots under load: every copy shows one instant.
 
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::spawn;
@@ -159,18 +160,35 @@ fn a_snapshot_under_load_shows_one_instant_on_btrfs() {
     }
 }
 
+/// Makes a volume that takes long to copy: thousands of extents.
+fn slow_volume(rig: &Rig, name: &str) {
+    const EXTENTS: u64 = 10_000;
+    let size_bytes = EXTENTS * 4 * BLOCK;
+    rig.volume(name, size_bytes);
+    let path = rig.mount.path(&format!("volumes/{name}.raw"));
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    for index in 0..EXTENTS {
+        file.write_all_at(&stamped(index), index * 4 * BLOCK)
+            .unwrap();
+    }
+    file.sync_all().unwrap();
+}
+
 #[test]
 fn a_group_shows_one_instant_of_all_members() {
-    let Some(rig) = Rig::xfs("groups under load", "") else {
+    let more = "extent-size = \"0\"\novercommit = \"allow\"";
+    let Some(rig) = Rig::xfs("groups under load", more) else {
         return;
     };
     let names = ["a", "b", "c"];
     let volumes = names.map(|name| rig.volume(name, BLOCK * BLOCKS));
+    // Between the first member and the others: without a hold the writer would come far in the meantime.
+    slow_volume(&rig, "slow");
     let writer = Writer::start(&rig, &volumes);
     let mut groups = Vec::new();
     for round in 0..5 {
         writer.wait_for(2 * BLOCKS);
-        let wanted = names.iter().map(|name| SnapshotSpec {
+        let wanted = ["a", "slow", "b", "c"].iter().map(|name| SnapshotSpec {
             volume: (*name).to_owned(),
             name: format!("{name}{round}"),
             ..SnapshotSpec::default()
@@ -187,7 +205,8 @@ fn a_group_shows_one_instant_of_all_members() {
         groups.push(taken);
     }
     writer.finish();
-    for group in groups {
+    for mut group in groups {
+        assert_eq!(group.remove(1).volume, "slow");
         let instants: Vec<u64> = group
             .iter()
             .map(|snapshot| {
