@@ -225,7 +225,13 @@ impl Copies {
                     (_, Ok([draft])) => pool.snapshots.publish(draft, &records[0])?,
                     (None, Err(_)) => unreachable!("a single snapshot has one draft"),
                 }
+                let kept = records.iter().map(|record| {
+                    let bytes = pool.snapshot_allocated(&record.name);
+                    (record.name.clone(), bytes)
+                });
+                let kept: Vec<(String, u64)> = kept.collect();
                 let mut holding = pool.holding();
+                holding.kept_bytes.extend(kept);
                 for record in records {
                     holding
                         .snapshots

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::capacity::Usage;
 use super::error::PoolError;
 use super::record::{SnapshotRecord, VolumeRecord};
 use super::store::Pool;
@@ -22,6 +23,8 @@ pub(super) type Key = (Kind, String);
 pub(super) struct Holding {
     pub(super) volumes: BTreeMap<String, VolumeRecord>,
     pub(super) snapshots: BTreeMap<String, SnapshotRecord>,
+    /// What each snapshot has allocated, which never changes: nobody writes to it.
+    pub(super) kept_bytes: BTreeMap<String, u64>,
     pub(super) damaged: BTreeMap<Key, String>,
     /// Names that are being made, changed, copied or removed.
     in_work: BTreeSet<Key>,
@@ -30,6 +33,13 @@ pub(super) struct Holding {
 }
 
 impl Holding {
+    /// What all that is here, and all that is being made, can come to take.
+    pub(super) fn provisioned_bytes(&self) -> u64 {
+        let sizes = self.volumes.values().map(|volume| volume.size_bytes);
+        let kept = self.kept_bytes.values().copied();
+        sizes.chain(kept).sum::<u64>() + self.reserved_bytes
+    }
+
     /// The error for a name that is not free.
     fn check_free(&self, key: &Key) -> Result<(), PoolError> {
         self.check_whole(key)?;
@@ -96,6 +106,11 @@ impl Claim {
         existing: Vec<Key>,
         wanted_bytes: u64,
     ) -> Result<Self, PoolError> {
+        // Asks the file system, so it is done before the lock, for which the control thread may wait.
+        let measured = match wanted_bytes {
+            0 => None,
+            _ => Some(pool.usage()?),
+        };
         let mut holding = pool.holding();
         for key in &new {
             holding.check_free(key)?;
@@ -110,7 +125,15 @@ impl Claim {
                 }
             }
         }
-        pool.check_room(&holding, wanted_bytes)?;
+        if let Some(measured) = measured {
+            pool.check_room(
+                Usage {
+                    provisioned_bytes: holding.provisioned_bytes(),
+                    ..measured
+                },
+                wanted_bytes,
+            )?;
+        }
         let keys: Vec<Key> = new.into_iter().chain(existing).collect();
         holding.in_work.extend(keys.iter().cloned());
         holding.reserved_bytes += wanted_bytes;

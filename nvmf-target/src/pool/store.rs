@@ -92,6 +92,10 @@ impl Pool {
         let mut repairs = Vec::new();
         holding.volumes = gather(found, Kind::Volume, &mut holding.damaged, &mut repairs);
         holding.snapshots = gather(taken, Kind::Snapshot, &mut holding.damaged, &mut repairs);
+        for name in holding.snapshots.keys() {
+            let bytes = allocated(&snapshots.blocks(name));
+            holding.kept_bytes.insert(name.clone(), bytes);
+        }
         let pool = Pool {
             config,
             fs,
@@ -187,35 +191,22 @@ impl Pool {
 
     /// How full it is.
     pub fn usage(&self) -> Result<Usage, PoolError> {
-        self.usage_of(&self.holding())
-    }
-
-    fn usage_of(&self, holding: &Holding) -> Result<Usage, PoolError> {
+        let names: Vec<String> = self.holding().volumes.keys().cloned().collect();
+        let of_volumes = names.iter().map(|name| self.volume_allocated(name));
+        let of_volumes: u64 = of_volumes.sum();
         let space = filesystem::space(&self.root).map_err(failed(&self.config.path, "statvfs"))?;
-        let names = holding.volumes.keys();
-        let of_volumes: u64 = names.map(|name| self.volume_allocated(name)).sum();
-        let names = holding.snapshots.keys();
-        let of_snapshots: u64 = names.map(|name| self.snapshot_allocated(name)).sum();
-        let sizes: u64 = holding
-            .volumes
-            .values()
-            .map(|volume| volume.size_bytes)
-            .sum();
+        let holding = self.holding();
         Ok(Usage {
             space,
-            allocated_bytes: of_volumes + of_snapshots,
-            provisioned_bytes: sizes + of_snapshots + holding.reserved_bytes,
+            allocated_bytes: of_volumes + holding.kept_bytes.values().sum::<u64>(),
+            provisioned_bytes: holding.provisioned_bytes(),
             volumes: holding.volumes.len(),
             snapshots: holding.snapshots.len(),
         })
     }
 
     /// Applies the policy to a wish for more.
-    pub(super) fn check_room(&self, holding: &Holding, wanted_bytes: u64) -> Result<(), PoolError> {
-        if wanted_bytes == 0 {
-            return Ok(());
-        }
-        let usage = self.usage_of(holding)?;
+    pub(super) fn check_room(&self, usage: Usage, wanted_bytes: u64) -> Result<(), PoolError> {
         let refusal = PoolError::Overcommitted {
             pool: self.config.name.clone(),
             limit_bytes: usage.limit_bytes(),
@@ -413,7 +404,10 @@ impl Pool {
         let record = self.holding().snapshots.get(name).cloned();
         let record = record.ok_or_else(|| PoolError::InWork(name.to_owned()))?;
         let removed = self.snapshots.remove(&record)?;
-        self.holding().snapshots.remove(name);
+        let mut holding = self.holding();
+        holding.snapshots.remove(name);
+        holding.kept_bytes.remove(name);
+        drop(holding);
         Ok(removed)
     }
 }

@@ -94,3 +94,30 @@ fn a_removed_host_is_fenced_when_the_call_returns() {
     let (_session, mut untouched) = rig.connect(&other);
     assert_eq!(untouched.write(0, vec![1; 4096]), Status::SUCCESS);
 }
+
+#[test]
+fn nothing_of_a_removed_host_lands_after_the_call() {
+    let Some(mut rig) = Rig::xfs("fencing under load", "") else {
+        return;
+    };
+    let made = rig.volume("v", 64 * MIB);
+    let path = rig.mount.path("volumes/v.raw");
+    for round in 1..=5u8 {
+        rig.grant("v", HOST);
+        let (_session, mut queue) = rig.connect(&made);
+        // In flight when the host is removed: at the storage, in buffers, waiting for data, in the socket.
+        for index in 0..24 {
+            queue.start_write(index * MIB, vec![round; MIB as usize]);
+        }
+        queue.flush();
+        rig.ask(remove("v", HOST));
+        let landed = std::fs::read(&path).unwrap();
+        queue.wait_closed();
+        // Restarting on the same file waits for whatever the kernel still had.
+        rig.kill_and_restart();
+        assert!(
+            landed == std::fs::read(&path).unwrap(),
+            "something landed later"
+        );
+    }
+}

@@ -198,7 +198,7 @@ fn prepared(case: &Case) -> Option<Mount> {
     let pool = open(&mount.root());
     (case.before)(&pool);
     drop(pool);
-    rustix::fs::sync();
+    rustix::fs::syncfs(std::fs::File::open(mount.root()).unwrap()).unwrap();
     Some(mount)
 }
 
