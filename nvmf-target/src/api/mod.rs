@@ -31,12 +31,19 @@
 //! | [`server`] | connections: bounded, isolated, each a stream of JSON values |
 //! | [`socket`] | the socket file: who may connect, and what a dead target left |
 //! | [`state_dir`], [`open`] | where what the API makes is kept; what is done when a default cannot be had |
+//! | [`manager`], [`state`] | what the API made: kept, brought back, changed |
+//! | [`bdev`] | block devices |
+//! | [`spdk`] | the methods that SPDK has too |
 //! | [`base`] | `rpc_get_methods`, `spdk_get_version` |
 
 pub mod base;
+pub mod bdev;
+pub mod manager;
 pub mod open;
 pub mod server;
 pub mod socket;
+pub mod spdk;
+pub mod state;
 pub mod state_dir;
 
 use std::collections::BTreeMap;

@@ -18,7 +18,6 @@ use tokio::task::{JoinHandle, spawn_local, yield_now};
 use tokio::time::{sleep, timeout};
 
 use super::open::Places;
-use super::state_dir::StateDir;
 use super::{Methods, refusal};
 use crate::control::net;
 use crate::control::target::Target;
@@ -41,14 +40,12 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// The open API.
 pub struct Server {
     accepting: JoinHandle<()>,
-    /// Nobody else's meanwhile.
-    _state_dir: Option<StateDir>,
 }
 
 impl Server {
     /// Starts to serve `methods` in the places that were taken.
     pub fn start(target: &Rc<Target>, methods: Methods, places: Places) -> io::Result<Self> {
-        let Places { bound, state_dir } = places;
+        let bound = places.bound;
         let listener = UnixListener::from_std(bound.listener.try_clone()?)?;
         tracing::info!("management API on {}", bound.path.display());
         let target = Rc::clone(target);
@@ -58,10 +55,7 @@ impl Server {
             let _bound = bound;
             accept(target, methods, listener).await;
         });
-        Ok(Server {
-            accepting,
-            _state_dir: state_dir,
-        })
+        Ok(Server { accepting })
     }
 
     /// Takes no more connections, and removes the socket.

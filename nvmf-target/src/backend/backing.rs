@@ -213,7 +213,7 @@ impl Backing {
         )
     }
 
-    /// Looks how large it is now, after growing a file to `size_bytes` (sparse) where that is given and more. What it finds is its
+    /// Looks how large it is now, after growing a file (sparse) or what is null to `size_bytes` where that is given and more. What it finds is its
     /// size from then on; the namespaces on it are the caller's to change. Never shrinks anything.
     pub fn resize(&self, size_bytes: Option<u64>) -> Result<u64, BackingError> {
         let storage = match &self.kind {
@@ -223,7 +223,12 @@ impl Backing {
                 self.size_bytes.store(now, Relaxed);
                 return Ok(now);
             }
-            Kind::Null | Kind::Memory(_) => return Ok(self.size_bytes()),
+            Kind::Null => {
+                let now = self.size_bytes().max(size_bytes.unwrap_or(0));
+                self.size_bytes.store(now, Relaxed);
+                return Ok(now);
+            }
+            Kind::Memory(_) => return Ok(self.size_bytes()),
         };
         let system = |action, errno| BackingError::System {
             what: self.spec.to_string(),

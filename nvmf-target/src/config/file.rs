@@ -22,7 +22,8 @@ use crate::backend::BackingSpec;
 
 /// The model number where none is given.
 pub const DEFAULT_MODEL: &str = "nvmf-target";
-const MODEL_CHARS: usize = 40;
+/// The length of an Identify Controller model number.
+pub const MODEL_CHARS: usize = 40;
 
 /// Reads and checks the file.
 pub fn load(path: &Path) -> Result<Config, Problems> {

@@ -3,12 +3,13 @@
 //! The task lives as long as the association. When it ends, for whatever reason, it first makes sure that nothing of the
 //! association can reach storage any more, and only then lets successors go on.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use nvme_proto::controller::{
-    AdminAction, ConnectRequest, Controller, ControllerInit, ControllerKind, ControllerLimits,
-    Fault, KeepAliveState, Transport,
+    AdminAction, ConnectRequest, Controller, ControllerInit, ControllerKind, Fault, KeepAliveState,
+    Transport,
 };
 use nvme_proto::queue::{QueueLimits, SlotId};
 use nvme_proto::tcp::ControllerConn;
@@ -19,21 +20,33 @@ use nvme_proto::wire::{AdminOpcode, Sqe, Status};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep_until};
 
-use super::association::{AnnouncedLimits, Association, EndReason, Notice, Stage};
+use super::association::{Association, EndReason, Notice, Stage};
 use super::handshake::{Connecting, Refusal, Refused};
 use super::net;
 use super::pump::{Event, Pump};
 use super::target::{Served, Target};
 use super::view::View;
-use crate::config::{Config, KeepAliveBounds};
+use crate::config::KeepAliveBounds;
 use crate::model::{ControllerKey, ControllerShared, LatencySummary};
 
 /// The subsystem that a Connect names, if the host may use it.
-pub fn find_subsystem(target: &Target, request: &ConnectRequest) -> Result<Rc<Served>, Fault> {
+///
+/// `local` is our address that the host connected to: where a subsystem is not served its hosts have no access either.
+pub fn find_subsystem(
+    target: &Target,
+    request: &ConnectRequest,
+    local: SocketAddr,
+) -> Result<Rc<Served>, Fault> {
     let served = target
         .find(&request.subnqn)
         .ok_or(Fault::UnknownSubsystem)?;
-    if served.subsystem.borrow().hosts.allows(&request.hostnqn) {
+    let allowed = served.subsystem.borrow().hosts.allows(&request.hostnqn);
+    if allowed
+        && served
+            .ports
+            .borrow()
+            .allow(local, &target.listeners.ports())
+    {
         Ok(served)
     } else {
         Err(Fault::HostNotAllowed)
@@ -54,6 +67,9 @@ pub fn start(target: &Rc<Target>, connecting: Connecting) -> Result<(), Refused>
         request,
         rest,
     } = connecting;
+    target
+        .admin_queues_so_far
+        .set(target.admin_queues_so_far.get() + 1);
     let older = served.associations_where(|other| {
         other.same_host(&request) && other.shared.key != association.shared.key
     });
@@ -104,7 +120,7 @@ type Admitted = (Rc<Served>, Rc<Association>, UnboundedReceiver<Notice>);
 /// Checks the request against what there is, and registers the association.
 fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refusal> {
     let request = &connecting.request;
-    let served = find_subsystem(target, request)?;
+    let served = find_subsystem(target, request, connecting.stream.local())?;
     if target.stopping.get() {
         return Err(Refusal::for_now(
             Status::CONNECT_CONTROLLER_BUSY,
@@ -121,7 +137,7 @@ fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refus
     } else {
         ControllerKind::Io
     };
-    let limits = announced_limits(&config);
+    let limits = target.announced();
     let mut admitted = None;
     let registered = served.associations.borrow_mut().insert_with(|cntlid| {
         let init = ControllerInit {
@@ -159,21 +175,6 @@ fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refus
             Status::INTERNAL_ERROR,
             "the registry made no controller",
         )),
-    }
-}
-
-fn announced_limits(config: &Config) -> AnnouncedLimits {
-    let limits = &config.limits;
-    AnnouncedLimits {
-        controller: ControllerLimits {
-            max_queue_entries: limits.queue_depth,
-            max_io_queues: limits.io_queues,
-            max_transfer_bytes: limits.max_transfer_bytes,
-            in_capsule_bytes: limits.in_capsule_bytes,
-            ..ControllerLimits::default()
-        },
-        r2t_window_bytes: limits.r2t_window_bytes,
-        success_flag: config.tcp.success_flag,
     }
 }
 

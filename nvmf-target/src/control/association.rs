@@ -152,6 +152,8 @@ struct IoQueue {
     shard: usize,
     /// Counts its connection against the bound.
     _counted: Option<Counted>,
+    /// Our address and the host's, once the shard has the connection.
+    addresses: Option<(SocketAddr, SocketAddr)>,
 }
 
 impl Association {
@@ -226,6 +228,11 @@ impl Association {
         self.admin.local()
     }
 
+    /// The host's address.
+    pub fn peer(&self) -> SocketAddr {
+        self.admin.peer()
+    }
+
     /// Number of I/O queues now.
     pub fn queue_count(&self) -> usize {
         self.queues.borrow().len()
@@ -293,6 +300,7 @@ impl Association {
                         let queue = IoQueue {
                             shard,
                             _counted: None,
+                            addresses: None,
                         };
                         self.queues.borrow_mut().insert(qid, queue);
                         self.controller.borrow_mut().io_queue_connected(qid);
@@ -307,11 +315,22 @@ impl Association {
         in_time.unwrap_or(Err(Fault::QidInUse(qid)))
     }
 
-    /// Lets the connection of a reserved queue be counted for as long as the queue lives.
-    pub fn keep_counted(&self, qid: Qid, counted: Counted) {
+    /// Lets the connection of a reserved queue be counted for as long as the queue lives, and notes our address and the host's.
+    pub fn keep_connection(&self, qid: Qid, counted: Counted, addresses: (SocketAddr, SocketAddr)) {
         if let Some(queue) = self.queues.borrow_mut().get_mut(&qid) {
             queue._counted = Some(counted);
+            queue.addresses = Some(addresses);
         }
+    }
+
+    /// The I/O queues that shards have: identifier, shard, our address and the host's.
+    pub fn queues(&self) -> Vec<(Qid, usize, SocketAddr, SocketAddr)> {
+        let queues = self.queues.borrow();
+        let connected = queues.iter().filter_map(|(qid, queue)| {
+            let (local, peer) = queue.addresses?;
+            Some((*qid, queue.shard, local, peer))
+        });
+        connected.collect()
     }
 
     /// The I/O queue is gone.

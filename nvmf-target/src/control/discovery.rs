@@ -15,6 +15,7 @@ use nvme_proto::wire::log::{
 use zerocopy::little_endian::U16;
 
 use super::association::{Association, Notice};
+use super::ports::Ports;
 use super::target::Target;
 
 /// Entries of an admin queue that any host may count on.
@@ -27,18 +28,25 @@ pub struct Port {
     pub id: u16,
     /// The address that it listens on.
     pub address: SocketAddr,
+    /// Whether the configuration has it; the API made the others.
+    pub declared: bool,
 }
 
 /// What the discovery log of `host` holds, over a connection to our address `local`.
 pub fn records(target: &Target, host: &Nqn, local: SocketAddr) -> DiscoveryRecords {
     let mut entries = Vec::new();
-    let ports: Vec<Port> = target
-        .listeners
-        .ports()
-        .into_iter()
-        .filter_map(|port| reachable(port, local.ip()))
+    let open = target.listeners.ports();
+    let ports = |which: &Ports| -> Vec<Port> {
+        let ports = which.among(&open).into_iter();
+        ports
+            .filter_map(|port| reachable(port, local.ip()))
+            .collect()
+    };
+    let every: Vec<Port> = open
+        .iter()
+        .filter_map(|port| reachable(*port, local.ip()))
         .collect();
-    for port in &ports {
+    for port in &every {
         let mut itself = entry(*port, SubsystemType::CURRENT_DISCOVERY, &Nqn::discovery());
         if let Some(entry) = &mut itself {
             entry.eflags = U16::new(Eflags::PERSISTENT_CONNECTION.bits());
@@ -48,6 +56,7 @@ pub fn records(target: &Target, host: &Nqn, local: SocketAddr) -> DiscoveryRecor
     for served in target.subsystems() {
         let subsystem = served.subsystem.borrow();
         if subsystem.hosts.allows(host) {
+            let ports = ports(&served.ports.borrow());
             let all = ports.iter();
             entries.extend(all.filter_map(|port| entry(*port, SubsystemType::NVM, &subsystem.nqn)));
         }
@@ -56,6 +65,7 @@ pub fn records(target: &Target, host: &Nqn, local: SocketAddr) -> DiscoveryRecor
         let port = Port {
             id: 0,
             address: referral.0,
+            declared: true,
         };
         entries.extend(entry(port, SubsystemType::REFERRAL, &Nqn::discovery()));
     }
@@ -146,6 +156,7 @@ mod tests {
         Port {
             id: 1,
             address: address.parse().unwrap(),
+            declared: true,
         }
     }
 

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use nvme_proto::controller::{ConnectRequest, Fault};
+use nvme_proto::controller::Fault;
 use nvme_proto::queue::QueueLimits;
 use nvme_proto::wire::Status;
 use tokio::time::{Instant, timeout_at};
@@ -24,7 +24,7 @@ pub async fn start(
     connecting: Connecting,
     deadline: Instant,
 ) -> Result<(), Refused> {
-    match admit(target, &connecting.request, deadline).await {
+    match admit(target, &connecting, deadline).await {
         Ok((association, shard)) => hand_over(target, &association, shard, connecting),
         Err(refusal) => Err(Box::new((refusal, connecting))),
     }
@@ -33,10 +33,11 @@ pub async fn start(
 /// Checks the request against what there is, waits for the fence, and reserves queue identifier and shard.
 async fn admit(
     target: &Target,
-    request: &ConnectRequest,
+    connecting: &Connecting,
     deadline: Instant,
 ) -> Result<(Rc<Association>, usize), Refusal> {
-    let association = find(target, request)?;
+    let request = &connecting.request;
+    let association = find(target, connecting)?;
     match association.check_io_connect(request) {
         Ok(()) | Err(Fault::QidInUse(_)) => {}
         Err(fault) => return Err(fault.into()),
@@ -67,8 +68,9 @@ async fn admit(
 }
 
 /// The association that the request is for, if it is live and the host may still use it.
-fn find(target: &Target, request: &ConnectRequest) -> Result<Rc<Association>, Fault> {
-    let served = admin::find_subsystem(target, request)?;
+fn find(target: &Target, connecting: &Connecting) -> Result<Rc<Association>, Fault> {
+    let request = &connecting.request;
+    let served = admin::find_subsystem(target, request, connecting.stream.local())?;
     served
         .association(request.cntlid)
         .filter(|association| association.stage() == Stage::Live)
@@ -123,6 +125,7 @@ fn hand_over(
         peer = %connecting.stream.peer(), host = %request.hostnqn, controller = %request.cntlid,
         queue = %request.qid, entries = request.entries, shard, "I/O queue connected"
     );
-    association.keep_counted(request.qid, connecting.counted);
+    let addresses = (connecting.stream.local(), connecting.stream.peer());
+    association.keep_connection(request.qid, connecting.counted, addresses);
     Ok(())
 }

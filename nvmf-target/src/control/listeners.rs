@@ -11,6 +11,7 @@ use super::accept::accept_loop;
 use super::discovery::Port;
 use super::handshake;
 use super::net::{self, Listener, Stream};
+use super::ports::covers;
 use super::target::Target;
 use crate::config::TcpAddress;
 
@@ -39,11 +40,18 @@ impl Open {
 
 impl Listeners {
     /// Starts to accept on a bound socket.
-    pub fn start(&self, target: &Rc<Target>, configured: TcpAddress, listener: Listener) {
+    pub fn start(
+        &self,
+        target: &Rc<Target>,
+        configured: TcpAddress,
+        listener: Listener,
+        declared: bool,
+    ) {
         self.last_id.set(self.last_id.get().wrapping_add(1));
         let port = Port {
             id: self.last_id.get(),
             address: listener.address,
+            declared,
         };
         tracing::info!("listening on tcp://{}", port.address);
         let target = Rc::clone(target);
@@ -57,11 +65,59 @@ impl Listeners {
         });
     }
 
+    /// Whether somebody listens on the address, or on a wildcard that covers it.
+    pub fn covers(&self, address: SocketAddr) -> bool {
+        let open = self.open.borrow();
+        open.iter().any(|open| covers(open.port.address, address))
+    }
+
+    /// Whether there is a listener on this very address that the configuration does not have.
+    pub fn has_undeclared(&self, address: TcpAddress) -> bool {
+        let open = self.open.borrow();
+        open.iter()
+            .any(|open| open.configured == address && !open.port.declared)
+    }
+
+    /// Takes the undeclared listener on this very address over into the configuration, if there is one.
+    pub fn declare(&self, address: TcpAddress) {
+        for open in self.open.borrow_mut().iter_mut() {
+            open.port.declared |= open.configured == address;
+        }
+    }
+
+    /// Listens on what subsystems name and nobody listens on, and stops where nobody asks for it any more. Failures are logged.
+    pub async fn settle(&self, target: &Rc<Target>) {
+        let mut named = Vec::new();
+        for served in target.subsystems() {
+            named.extend(served.ports.borrow().named());
+        }
+        let unwanted: Vec<Open> = {
+            let mut open = self.open.borrow_mut();
+            let unwanted =
+                |open: &mut Open| !open.port.declared && !named.contains(&open.configured.0);
+            open.extract_if(.., unwanted).collect()
+        };
+        for open in unwanted {
+            open.close().await;
+        }
+        for address in named {
+            if self.covers(address) {
+                continue;
+            }
+            match Listener::bind(address) {
+                Ok(listener) => self.start(target, TcpAddress(address), listener, false),
+                Err(error) => tracing::error!(%address, "cannot listen: {error}"),
+            }
+        }
+    }
+
     /// Stops to accept where `configured` says; connections that were accepted stay. Whether anybody listened there.
     pub async fn stop(&self, configured: TcpAddress) -> bool {
         let closed = {
             let mut open = self.open.borrow_mut();
-            let index = open.iter().position(|open| open.configured == configured);
+            let index = open
+                .iter()
+                .position(|open| open.configured == configured && open.port.declared);
             index.map(|index| open.remove(index))
         };
         match closed {
@@ -86,9 +142,11 @@ impl Listeners {
         self.open.borrow().iter().map(|open| open.port).collect()
     }
 
-    /// The addresses that hosts can connect to.
+    /// The addresses of the configuration's listeners.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.ports().iter().map(|port| port.address).collect()
+        let ports = self.ports().into_iter();
+        let declared = ports.filter(|port| port.declared);
+        declared.map(|port| port.address).collect()
     }
 }
 

@@ -18,6 +18,7 @@ use super::association::{EndReason, Stage};
 use super::discovery::Snapshot;
 use super::net;
 use super::open::OpenError;
+use super::ports::Ports;
 use super::target::{Served, Target};
 use crate::backend::{Backing, BackingError, BackingOptions};
 use crate::config::{NamespaceConfig, SubsystemConfig, limits};
@@ -114,11 +115,21 @@ pub enum LiveError {
     Stopping,
 }
 
-/// Serves a new subsystem with the namespaces of its configuration.
+/// Serves a new subsystem with the namespaces of its configuration at every listener of the configuration.
 pub async fn add_subsystem(
     target: &Rc<Target>,
     owner: Owner,
     config: &SubsystemConfig,
+) -> Result<Rc<Served>, LiveError> {
+    add_subsystem_at(target, owner, config, Ports::Declared).await
+}
+
+/// Serves a new subsystem with the namespaces of its configuration at some ports.
+pub async fn add_subsystem_at(
+    target: &Rc<Target>,
+    owner: Owner,
+    config: &SubsystemConfig,
+    ports: Ports,
 ) -> Result<Rc<Served>, LiveError> {
     let _change = target.changes.lock().await;
     check_running(target)?;
@@ -138,7 +149,7 @@ pub async fn add_subsystem(
     }
     let subsystem = target.assemble(config, NamespaceTable::new(namespaces));
     let discovery = Snapshot::take(target);
-    let served = target.add(subsystem, owner).await;
+    let served = target.add(subsystem, owner, ports).await;
     discovery.announce(target);
     tracing::info!(subsystem = %config.nqn, "subsystem added");
     Ok(served)
@@ -150,11 +161,18 @@ pub async fn remove_subsystem(
     owner: Owner,
     nqn: &Nqn,
 ) -> Result<(), LiveError> {
-    let _change = target.changes.lock().await;
-    owned(target, owner, nqn)?;
-    let discovery = Snapshot::take(target);
-    target.remove(nqn).await;
-    discovery.announce(target);
+    let taken = {
+        let _change = target.changes.lock().await;
+        owned(target, owner, nqn)?;
+        let discovery = Snapshot::take(target);
+        let taken = target.take_away(nqn);
+        discovery.announce(target);
+        taken
+    };
+    // Outside of the lock: hosts with writes on slow storage must not hold up changes of other subsystems.
+    if let Some(served) = taken {
+        target.see_off(&served).await;
+    }
     tracing::info!(subsystem = %nqn, "subsystem removed");
     Ok(())
 }
@@ -209,15 +227,47 @@ async fn change_hosts(
     let served = {
         let _change = target.changes.lock().await;
         let served = owned(target, owner, nqn)?;
-        let discovery = Snapshot::take(target);
         let hosts = change(&served.subsystem.borrow().hosts);
-        served.subsystem.borrow_mut().hosts = hosts;
-        discovery.announce(target);
+        admit_only(target, &served, hosts);
         served
     };
     // Outside of the lock: a host with writes on slow storage must not hold up changes of other subsystems. Nobody who is not allowed
     // can come in meanwhile, and whoever is allowed again meanwhile was cut off once.
     fence_strangers(&served).await;
+    Ok(())
+}
+
+/// Changes who may connect, without fencing those that may not any more: [`fence_strangers`] must follow.
+pub async fn admit(
+    target: &Rc<Target>,
+    owner: Owner,
+    nqn: &Nqn,
+    hosts: HostAccess,
+) -> Result<Rc<Served>, LiveError> {
+    let _change = target.changes.lock().await;
+    let served = owned(target, owner, nqn)?;
+    admit_only(target, &served, hosts);
+    Ok(served)
+}
+
+fn admit_only(target: &Target, served: &Served, hosts: HostAccess) {
+    let discovery = Snapshot::take(target);
+    served.subsystem.borrow_mut().hosts = hosts;
+    discovery.announce(target);
+}
+
+/// Changes where hosts may connect. Those that are connected stay.
+pub async fn set_ports(
+    target: &Rc<Target>,
+    owner: Owner,
+    nqn: &Nqn,
+    ports: Ports,
+) -> Result<(), LiveError> {
+    let _change = target.changes.lock().await;
+    let served = owned(target, owner, nqn)?;
+    let discovery = Snapshot::take(target);
+    served.ports.replace(ports);
+    discovery.announce(target);
     Ok(())
 }
 
@@ -261,15 +311,11 @@ pub async fn add_opened(
     target: &Rc<Target>,
     owner: Owner,
     nqn: &Nqn,
-    config: &NamespaceConfig,
-    backing: Arc<Backing>,
+    namespace: Namespace,
 ) -> Result<(), LiveError> {
     let _change = target.changes.lock().await;
     let served = owned(target, owner, nqn)?;
-    check_free(&served, config.nsid)?;
-    let namespace = target
-        .opener
-        .open(nqn, config, Some(backing), NO_PATIENCE)?;
+    check_free(&served, namespace.nsid.0)?;
     put(target, &served, Arc::new(namespace)).await;
     Ok(())
 }

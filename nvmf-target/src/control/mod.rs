@@ -7,7 +7,7 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`net`] | sockets over tokio-uring |
-//! | [`accept`], [`listeners`] | accepting |
+//! | [`accept`], [`listeners`], [`ports`] | accepting, and where which subsystem is served |
 //! | [`handshake`], [`io_connect`] | from the first byte to a queue |
 //! | [`admin`], [`pump`] | admin queues |
 //! | [`association`] | who is connected, and who has to wait for whom |
@@ -29,6 +29,7 @@ pub mod live;
 pub mod net;
 pub mod open;
 pub mod plan;
+pub mod ports;
 pub mod pump;
 pub mod ready;
 pub mod reload;

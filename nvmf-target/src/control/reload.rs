@@ -17,6 +17,7 @@ use super::live::Owner;
 use super::net::Listener;
 use super::open::OpenError;
 use super::plan::{Plan, SubsystemChange};
+use super::ports::Ports;
 use super::ready;
 use super::target::{Served, Target};
 use crate::config::cli::Cli;
@@ -166,8 +167,12 @@ fn prepare_change(
 
 /// Binds the new listeners. A new one may need the port of an old one (127.0.0.1 becomes 0.0.0.0): then the old ones go first, and
 /// come back if that did not help.
+///
+/// Where the API listens already nothing is bound: the listener becomes the configuration's.
 async fn bind(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Vec<(TcpAddress, Listener)>> {
-    let first = listeners::bind(&plan.opened);
+    let mut wanted = plan.opened.clone();
+    wanted.retain(|address| !target.listeners.has_undeclared(*address));
+    let first = listeners::bind(&wanted);
     match first {
         Err(error) if error.kind() == ErrorKind::AddrInUse && !plan.closed.is_empty() => {
             let mut addresses = Vec::new();
@@ -176,10 +181,10 @@ async fn bind(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Vec<(TcpAddres
                     addresses.push(*closed);
                 }
             }
-            let second = listeners::bind(&plan.opened);
+            let second = listeners::bind(&wanted);
             if second.is_err() {
                 for (address, listener) in listeners::bind(&addresses)? {
-                    target.listeners.start(target, address, listener);
+                    target.listeners.start(target, address, listener, true);
                 }
             }
             Ok(second?)
@@ -203,11 +208,15 @@ async fn put_in_place(target: &Rc<Target>, config: Config, plan: Plan, prepared:
     }
     for subsystem in prepared.added {
         tracing::info!(subsystem = %subsystem.nqn, "subsystem added");
-        target.add(subsystem, Owner::File).await;
+        target.add(subsystem, Owner::File, Ports::Declared).await;
+    }
+    for configured in &plan.opened {
+        target.listeners.declare(*configured);
     }
     for (configured, listener) in prepared.opened {
-        target.listeners.start(target, configured, listener);
+        target.listeners.start(target, configured, listener, true);
     }
+    target.listeners.settle(target).await;
     discovery.announce(target);
 }
 

@@ -14,14 +14,16 @@ use super::listeners;
 use super::live::Owner;
 use super::net;
 use super::open::Opener;
+use super::ports::Ports;
 use super::ready;
 use super::reload;
 use super::shards::Shards;
 use super::target::Target;
 use super::watch;
+use crate::api::manager::Manager;
 use crate::api::open::Places;
 use crate::api::server::Server;
-use crate::api::{Methods, base};
+use crate::api::{Methods, base, spdk};
 use crate::config::Config;
 use crate::config::cli::Cli;
 use crate::config::identity::Identity;
@@ -63,15 +65,16 @@ async fn run(cli: &Cli, config: Config, identity: Identity) -> anyhow::Result<u8
     let mut signals = Signals::register()?;
     let (events, shard_events) = mpsc::unbounded_channel();
     let nqns: Vec<_> = config.subsystems.iter().map(|s| s.nqn.clone()).collect();
-    let places = crate::api::open::places(&config.api)?;
+    let mut places = crate::api::open::places(&config.api)?;
     let pools = Pools::open(config.pools.clone(), START_PATIENCE).await?;
     let pools = Rc::new(pools);
-    let target = start(config, identity, &pools, events).await?;
+    let (target, manager) = start(config, identity, &pools, events, &mut places).await?;
     net::spawn(follow_shards(Rc::clone(&target), shard_events));
     net::spawn(watch::watch(Rc::downgrade(&target)));
-    let api = places
-        .map(|places| open_api(&target, &pools, places))
-        .transpose()?;
+    let api = match (places, manager) {
+        (Some(places), Some(manager)) => Some(open_api(&manager, &pools, places)?),
+        _ => None,
+    };
     let addresses = target.listeners.addresses();
     if let Some(path) = &cli.ready_file {
         ready::write_ready_file(path, &addresses)
@@ -113,7 +116,8 @@ async fn start(
     identity: Identity,
     pools: &Pools,
     events: mpsc::UnboundedSender<ShardEvent>,
-) -> anyhow::Result<Rc<Target>> {
+    places: &mut Option<Places>,
+) -> anyhow::Result<(Rc<Target>, Option<Rc<Manager>>)> {
     if identity.from_host_name {
         tracing::warn!(
             "this machine has no /etc/machine-id, so identifiers are derived from its host name: they change when that does"
@@ -129,21 +133,27 @@ async fn start(
     let target = Target::new(config, opener, Shards::new(handles));
     for subsystem in &subsystems {
         let prepared = target.prepare(subsystem, START_PATIENCE)?;
-        target.add(prepared, Owner::File).await;
+        target.add(prepared, Owner::File, Ports::Declared).await;
     }
     pools.serve_all(&target, START_PATIENCE).await;
+    let manager = match places {
+        Some(places) => Some(Manager::restore(&target, places.state_dir.take()).await?),
+        None => None,
+    };
     for (configured, listener) in listeners::bind(&addresses)? {
-        target.listeners.start(&target, configured, listener);
+        target.listeners.start(&target, configured, listener, true);
     }
-    Ok(target)
+    target.listeners.settle(&target).await;
+    Ok((target, manager))
 }
 
 /// Opens the management API with all of its methods.
-fn open_api(target: &Rc<Target>, pools: &Rc<Pools>, places: Places) -> anyhow::Result<Server> {
+fn open_api(manager: &Rc<Manager>, pools: &Rc<Pools>, places: Places) -> anyhow::Result<Server> {
     let mut methods = Methods::default();
+    spdk::register_all(&mut methods, manager);
     serve::register(&mut methods, pools);
     base::register(&mut methods);
-    let server = Server::start(target, methods, places);
+    let server = Server::start(&manager.target, methods, places);
     server.context("the management API cannot be served")
 }
 

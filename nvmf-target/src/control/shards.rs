@@ -23,13 +23,20 @@ pub struct Shards {
     handles: Vec<ShardHandle>,
     /// I/O queues of each, by which new ones are placed.
     queues: RefCell<Vec<usize>>,
+    /// I/O queues that each was ever given.
+    placed: RefCell<Vec<u64>>,
 }
 
 impl Shards {
     /// Takes over running shards.
     pub fn new(handles: Vec<ShardHandle>) -> Self {
         let queues = RefCell::new(vec![0; handles.len()]);
-        Shards { handles, queues }
+        let placed = RefCell::new(vec![0; handles.len()]);
+        Shards {
+            handles,
+            queues,
+            placed,
+        }
     }
 
     /// How many there are.
@@ -43,7 +50,13 @@ impl Shards {
         let least = queues.iter().enumerate().min_by_key(|(_, count)| **count);
         let shard = least.map_or(0, |(index, _)| index);
         queues[shard] += 1;
+        self.placed.borrow_mut()[shard] += 1;
         shard
+    }
+
+    /// How many I/O queues each shard was given since the start.
+    pub fn placed_so_far(&self) -> Vec<u64> {
+        self.placed.borrow().clone()
     }
 
     /// A queue that was placed on the shard is gone.

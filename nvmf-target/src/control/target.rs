@@ -7,18 +7,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nvme_proto::controller::SubsystemInfo;
+use nvme_proto::controller::{ControllerLimits, SubsystemInfo};
 use nvme_proto::wire::nqn::DISCOVERY_NQN;
 use nvme_proto::wire::{Cntlid, Nsid};
 use tokio::sync::Mutex;
 
 use super::accept::ConnectionCount;
-use super::association::{Association, EndReason, Notice};
+use super::association::{AnnouncedLimits, Association, EndReason, Notice};
 use super::listeners::Listeners;
 use super::live::Owner;
 use super::open::{self, OpenError, Opener};
+use super::ports::Ports;
 use super::shards::Shards;
 use super::view::subsystem_info;
+use crate::api::state::TransportRecord;
 use crate::config::{Config, NamespaceConfig, SubsystemConfig};
 use crate::model::{
     ControllerKey, ControllerRegistry, HostAccess, Namespace, NamespaceTable, Nqn, Subsystem,
@@ -36,6 +38,8 @@ pub struct Served {
     pub info: SubsystemInfo,
     /// What is served; namespaces and hosts change at a reload.
     pub subsystem: RefCell<Subsystem>,
+    /// Where hosts may connect to it.
+    pub ports: RefCell<Ports>,
     /// Live and closing associations.
     pub associations: RefCell<ControllerRegistry<Rc<Association>>>,
 }
@@ -46,6 +50,7 @@ impl Served {
             owner,
             info: subsystem_info(&subsystem),
             subsystem: RefCell::new(subsystem),
+            ports: RefCell::default(),
             associations: RefCell::default(),
         })
     }
@@ -117,6 +122,10 @@ pub struct Target {
     discovery_generation: Cell<u64>,
     /// Set once the target stops: no new associations.
     pub stopping: Cell<bool>,
+    /// What hosts may use, where the API says other than the configuration.
+    pub transport: RefCell<TransportRecord>,
+    /// Admin queues that were ever connected.
+    pub admin_queues_so_far: Cell<u64>,
     /// Held by whoever changes what is served, from the first check to the end.
     pub changes: Mutex<()>,
 }
@@ -153,8 +162,29 @@ impl Target {
             next_subsystem: Cell::new(DISCOVERY_ID.0 + 1),
             discovery_generation: Cell::new(first_generation()),
             stopping: Cell::new(false),
+            transport: RefCell::default(),
+            admin_queues_so_far: Cell::new(0),
             changes: Mutex::new(()),
         })
+    }
+
+    /// What a host that connects now is told that it may use.
+    pub fn announced(&self) -> AnnouncedLimits {
+        let config = self.config.borrow();
+        let (limits, asked) = (&config.limits, self.transport.borrow());
+        AnnouncedLimits {
+            controller: ControllerLimits {
+                max_queue_entries: asked.queue_depth.unwrap_or(limits.queue_depth),
+                max_io_queues: asked.io_queues.unwrap_or(limits.io_queues),
+                max_transfer_bytes: asked
+                    .max_transfer_bytes
+                    .unwrap_or(limits.max_transfer_bytes),
+                in_capsule_bytes: asked.in_capsule_bytes.unwrap_or(limits.in_capsule_bytes),
+                ..ControllerLimits::default()
+            },
+            r2t_window_bytes: limits.r2t_window_bytes,
+            success_flag: asked.success_flag.unwrap_or(config.tcp.success_flag),
+        }
     }
 
     /// Opens what a subsystem serves, waiting up to `patience` for storage that somebody else still has. Nothing changes yet.
@@ -208,23 +238,35 @@ impl Target {
     }
 
     /// Serves a prepared subsystem. Its namespaces are known to every shard when this ends.
-    pub async fn add(&self, subsystem: Subsystem, owner: Owner) -> Rc<Served> {
+    pub async fn add(&self, subsystem: Subsystem, owner: Owner, ports: Ports) -> Rc<Served> {
         self.shards
             .set_namespaces(subsystem.id, &subsystem.namespaces)
             .await;
         let served = Served::new(subsystem, owner);
+        served.ports.replace(ports);
         self.subsystems.borrow_mut().push(Rc::clone(&served));
         served
     }
 
     /// Ends the service of a subsystem: its associations, then its namespaces.
     pub async fn remove(&self, nqn: &Nqn) {
-        let Some(served) = self.find(nqn) else {
-            return;
-        };
+        if let Some(served) = self.take_away(nqn) {
+            self.see_off(&served).await;
+        }
+    }
+
+    /// Lets no more hosts connect to a subsystem; [`Target::see_off`] must follow.
+    pub fn take_away(&self, nqn: &Nqn) -> Option<Rc<Served>> {
+        let served = self.find(nqn).filter(|served| !self.is_discovery(served))?;
         let same = |other: &Rc<Served>| Rc::ptr_eq(other, &served);
         self.subsystems.borrow_mut().retain(|other| !same(other));
         self.leaving.borrow_mut().push(Rc::clone(&served));
+        Some(served)
+    }
+
+    /// Ends what a subsystem that was taken away still has.
+    pub async fn see_off(&self, served: &Rc<Served>) {
+        let same = |other: &Rc<Served>| Rc::ptr_eq(other, served);
         served.end_all(EndReason::SubsystemRemoved).await;
         self.shards.forget(served.id()).await;
         self.leaving.borrow_mut().retain(|other| !same(other));

@@ -64,6 +64,18 @@ impl ShardCounters {
         }
     }
 
+    /// How many commands completed, with whatever status.
+    pub fn completed(&self) -> u64 {
+        let counters = [
+            &self.reads,
+            &self.writes,
+            &self.flushes,
+            &self.others,
+            &self.errors,
+        ];
+        counters.iter().map(|counter| counter.load(Relaxed)).sum()
+    }
+
     /// Counts a command that completed with an error status; `media` when the backing failed (status code type 2h), which
     /// SMART reports as a media and data integrity error.
     pub fn failed(&self, media: bool) {
@@ -175,6 +187,8 @@ mod tests {
         );
         assert_eq!((totals.read_bytes, totals.written_bytes), (4608, 8192));
         assert_eq!((totals.errors, totals.media_errors), (2, 1));
+        let completed: Vec<u64> = (0..3).map(|i| counters.shard(i).completed()).collect();
+        assert_eq!(completed, [1, 4, 2]);
         assert_eq!(
             (totals.read_latency.count(), totals.write_latency.count()),
             (2, 1)

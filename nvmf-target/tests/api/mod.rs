@@ -1,4 +1,7 @@
 //! The management API as its clients meet it: each test has a target with a socket and a state directory of its own.
 
+mod bad_input;
 pub mod client;
+mod persistence;
 mod protocol;
+mod subsystems;

@@ -1,5 +1,7 @@
 //! Errors as they travel: a code, a message, and data where a method says so.
 
+use std::io::ErrorKind;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -21,14 +23,22 @@ pub mod code {
     pub const NOT_FOUND: i32 = -2;
     /// EIO: storage failed.
     pub const IO: i32 = -5;
+    /// EACCES: the target may not do that.
+    pub const ACCESS: i32 = -13;
     /// EBUSY: in use.
     pub const BUSY: i32 = -16;
     /// EEXIST: there is one of that name already.
     pub const EXISTS: i32 = -17;
+    /// ENODEV: a block device that does not exist, as SPDK has it.
+    pub const NO_DEVICE: i32 = -19;
     /// EINVAL: a value that cannot be.
     pub const INVALID: i32 = -22;
     /// ENOSPC: no room.
     pub const NO_SPACE: i32 = -28;
+    /// EADDRINUSE: somebody else listens there.
+    pub const ADDRESS_IN_USE: i32 = -98;
+    /// EADDRNOTAVAIL: no address of this machine.
+    pub const ADDRESS_NOT_AVAILABLE: i32 = -99;
     /// EOPNOTSUPP: understood, but not possible here.
     pub const NOT_SUPPORTED: i32 = -95;
 }
@@ -111,7 +121,16 @@ impl RpcError {
 
     /// A system call failed while doing `what`: the code is its errno.
     pub fn system(what: &str, error: &std::io::Error) -> Self {
-        let code = error.raw_os_error().map_or(code::IO, |errno| -errno);
+        // An error that was given more words has lost its number, but not its kind.
+        let code = match error.raw_os_error() {
+            Some(errno) => -errno,
+            None => match error.kind() {
+                ErrorKind::AddrInUse => code::ADDRESS_IN_USE,
+                ErrorKind::AddrNotAvailable => code::ADDRESS_NOT_AVAILABLE,
+                ErrorKind::PermissionDenied => code::ACCESS,
+                _ => code::IO,
+            },
+        };
         Self::new(code, format!("{what}: {error}"))
     }
 }

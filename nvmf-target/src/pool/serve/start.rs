@@ -12,6 +12,7 @@ use super::subsystem::{common_hosts, namespace_of, subsystem_of};
 use super::{Failure, Pools, blocking};
 use crate::config::SubsystemConfig;
 use crate::control::live::Owner;
+use crate::control::ports::Ports;
 use crate::control::target::Target;
 
 impl Pools {
@@ -39,7 +40,7 @@ impl Pools {
                 continue;
             }
             match target.prepare(&config, patience) {
-                Ok(subsystem) => drop(target.add(subsystem, Owner::Pool).await),
+                Ok(subsystem) => drop(target.add(subsystem, Owner::Pool, Ports::Declared).await),
                 Err(error) => tracing::error!("a volume is not served: {error}"),
             }
         }
