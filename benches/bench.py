@@ -449,33 +449,118 @@ def fairness(report, _only):
 
 def start(report, _only):
     """Start, memory, idleness."""
-    lines, began, rss, idle, per_connection = [], [], [], [], []
+    lines, began, rss, cpu = [], [], [], []
     for _ in range(ROUNDS):
         with target(SPACES["null"], spin=True) as at:
             began.append(at.listening_ms)
             rss.append(at.rss_bytes() / (1 << 20))
-            count = 64
-            # One I/O a second: the connections are open and idle for nearly all of the time.
-            with background(job(f"{at.url()}&queue_size=128&nr_io_queues={count}", "randread", "4k", 1,
-                                ["--quiet", "--rate_iops=1"], seconds=3)):
-                time.sleep(1.5)
-                per_connection.append((at.rss_bytes() / (1 << 20) - rss[-1]) / (count + 1))
         with target(SPACES["null"], spin=True) as at:
             with background(job(at.url(), "randread", "4k", 1, ["--quiet", "--rate_iops=1"], seconds=6)):
                 time.sleep(1)
                 before = at.run_ns()
                 time.sleep(4)
-                idle.append((at.run_ns() - before) / 4e9 * 100)
+                cpu.append((at.run_ns() - before) / 4e9 * 100)
     for name, values, unit, limit in (("start to listening", began, "ms", 100), ("RSS after start", rss, "MiB", 32),
-                                      ("RSS of an idle connection (QD128; 64 of one host)", per_connection, "MiB", 1),
-                                      ("CPU with one host attached, one I/O a second, --busy-poll 1000", idle, "% of a core", 0.5)):
+                                      ("CPU with one host attached, one I/O a second, --busy-poll 1000", cpu, "% of a core", 0.5)):
         found = spread(values)
         lines.append([name, f"{show(found)} {unit}", f"{limit} {unit}", "yes" if found["median"] < limit else "**missing**"])
     report.table("start", "Start and rest", ["what", "found (min-max)", "below", "reached"], lines, lines)
 
 
+def connections(port):
+    """Connections that the target's end of this port has."""
+    with open("/proc/net/tcp", encoding="ascii") as table:
+        ends = [line.split() for line in table.readlines()[1:]]
+    return sum(1 for end in ends if int(end[1].split(":")[1], 16) == port and end[3] == "01")
+
+
+def idle(report, _only):
+    """Resident memory over idle connections whose queues have 128 entries."""
+    data, lines, found = [], [], {}
+    # Hosts and I/O queues of each; every host has an admin connection too.
+    for hosts, queues in ((1, 1), (1, 64), (2, 128)):
+        count, held = hosts * (queues + 1), []
+        for _ in range(ROUNDS):
+            with target(SPACES["null"], spin=False) as at:
+                url, port = f"{at.url()}&queue_size=128&nr_io_queues={queues}", int(at.address.rsplit(":", 1)[1])
+                # One I/O a second of each host: the connections are idle for nearly all of the time.
+                with background(job(url, "randread", "4k", 1, ["--quiet", "--rate_iops=1", f"--numjobs={hosts}"], seconds=4)):
+                    give_up = time.monotonic() + 3
+                    while connections(port) != count:
+                        if time.monotonic() > give_up:
+                            sys.exit(f"bench: {connections(port)} connections instead of {count}")
+                        time.sleep(0.05)
+                    time.sleep(1)
+                    held.append(at.rss_bytes() / (1 << 20))
+        found[count] = statistics.median(held)
+        each = (found[count] - found[2]) / (count - 2) if count > 2 else None
+        data.append({"connections": count, "rss_mib": spread(held), "mib_for_each": each})
+        lines.append([f"{count} ({hosts} × {queues} I/O queues and admin)", f"{show(spread(held))} MiB",
+                      "" if each is None else f"{each * 1024:.0f} KiB", "" if each is None else ("yes" if each < 1 else "**missing**")])
+    report.table("idle", "Resident memory of the target over idle connections, 128 entries in each I/O queue",
+                 ["connections", "RSS (min-max)", "for each more than 2", "below 1 MiB"], lines, data)
+
+
+@contextmanager
+def fuse_on_nothing(queues):
+    """A device on FUSE and loop that has nothing behind it: its path."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [os.path.join(BIN, "block-serve"), "--block=fuse", "--backing=null", f"--size={64 << 30}", "--block-size=4096",
+                   f"--queues={queues}", f"--runtime-dir={folder}", f"--name=bench-{os.getpid()}"]
+        server = subprocess.Popen(WRAP + command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            path = server.stdout.readline().strip()
+            if not path:
+                sys.exit("bench: block-serve makes no device")
+            yield path
+        finally:
+            server.stdin.close()
+            server.wait(30)
+
+
+@contextmanager
+def fuse_on_namespace(queues):
+    """A device of nvmf-initiator on FUSE and loop, of a null namespace: its path."""
+    with tempfile.TemporaryDirectory() as folder, target(SPACES["null"], spin=False, cores="0-1") as at:
+        ours = [os.path.join(BIN, "nvmf-initiator"), "--run-dir", folder, "--etc-nvme", folder]
+        daemon = subprocess.Popen(WRAP + [*ours, "daemon", f"--shards={queues}"], stderr=subprocess.DEVNULL)
+        try:
+            while not os.path.exists(os.path.join(folder, "socket")):
+                if daemon.poll() is not None:
+                    sys.exit("bench: the daemon does not start")
+                time.sleep(0.01)
+            host, port = at.address.rsplit(":", 1)
+            said = json.loads(run([*ours, "connect", "-a", host, "-s", port, "-n", NQN, "--block=fuse", "-o", "json"]))
+            yield said["namespaces"][0]["device"]
+        finally:
+            run([*ours, "disconnect", "--all", "--force"])
+            daemon.send_signal(signal.SIGTERM)
+            daemon.wait(30)
+
+
+def block(report, _only):
+    """A block device on FUSE and loop: of a null namespace over the network, against the same server with nothing behind it."""
+    if os.geteuid() != 0:
+        sys.exit("bench: block devices take root")
+    data, lines = [], []
+    for queues in (1, 2):
+        for rw in ("randread", "randwrite"):
+            near, far = [], []
+            with fuse_on_nothing(queues) as nothing, fuse_on_namespace(queues) as namespace:
+                for _ in range(ROUNDS):
+                    for path, found in ((namespace, far), (nothing, near)):
+                        found.append(figures(run([os.path.join(BIN, "nvmf-bench"), *job(path, rw, "4k", 32, ["--quiet"])]))["iops"])
+            share = spread([a / b for a, b in zip(far, near)])
+            data.append({"row": rw, "queues": queues, "share": share, "near": spread(near), "far": spread(far)})
+            lines.append([f"4 KiB {rw} QD32", queues, f"{statistics.median(near):.0f}", f"{statistics.median(far):.0f}", show(share), 0.6,
+                          verdict(share, 0.6)])
+    report.table("block", "FUSE with loop: a null namespace over TCP, as a share of the same server on nothing",
+                 ["row", "queues", "on nothing /s", "namespace /s", "share (min-max)", "required", "reached"], lines, data)
+
+
 TABLES = {"rows": rows, "file": file_rows, "event": event, "digests": digests, "large": large, "scaling": scaling, "cost": cost,
-          "fairness": fairness, "start": start}
+          "fairness": fairness, "start": start,
+          "idle": idle, "block": block}
 
 
 def main():

@@ -15,6 +15,10 @@ use crate::cli::JobSpec;
 
 /// Room in the pool beside what the job's own buffers take.
 const POOL_SLACK_BYTES: usize = 16 << 20;
+/// How long a claimed device is taken for one that another job, or a process that has just ended, looks at.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked at meanwhile.
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 
 /// A file on this machine.
 pub struct FileEngine {
@@ -72,25 +76,44 @@ fn open(path: &Path, spec: &JobSpec) -> Result<(File, bool)> {
         .read(true)
         .write(writes)
         .create(writes && !is_block && spec.size.is_some());
-    let mut flags = if spec.direct { libc_o_direct() } else { 0 };
     if is_block && writes {
-        // Exclusive: a device that is mounted or claimed must not be overwritten by a benchmark.
-        flags |= rustix::fs::OFlags::EXCL.bits() as i32;
+        refuse_claimed(path)?;
     }
+    let flags = if spec.direct { libc_o_direct() } else { 0 };
     let file =
         options
             .custom_flags(flags)
             .open(path)
             .map_err(|error| match error.raw_os_error() {
-                Some(code) if code == rustix::io::Errno::BUSY.raw_os_error() => {
-                    anyhow!("the device is in use (mounted?): it is not written to")
-                }
                 Some(code) if code == rustix::io::Errno::INVAL.raw_os_error() && spec.direct => {
                     anyhow!("the file system refuses direct I/O: add --direct=0")
                 }
                 _ => error.into(),
             })?;
     Ok((file, is_block))
+}
+
+/// A device that is mounted or claimed otherwise must not be overwritten by a benchmark. The claim that tells is given up again at
+/// once, or jobs on one device would shut each other out; for the moment that another job holds it, it is tried again.
+fn refuse_claimed(path: &Path) -> Result<()> {
+    let mut exclusive = OpenOptions::new();
+    exclusive
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::EXCL.bits() as i32);
+    let begin = Instant::now();
+    loop {
+        match exclusive.open(path) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.raw_os_error() != Some(rustix::io::Errno::BUSY.raw_os_error()) => {
+                return Err(error.into());
+            }
+            Err(_) => ensure!(
+                begin.elapsed() < CLAIM_PATIENCE,
+                "the device is in use (mounted?): it is not written to"
+            ),
+        }
+        std::thread::sleep(CLAIM_PAUSE);
+    }
 }
 
 fn libc_o_direct() -> i32 {
