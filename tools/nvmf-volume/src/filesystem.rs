@@ -120,9 +120,13 @@ pub(crate) fn make(
         });
     }
     // Without discards: a volume is made sparse, and has nothing to give back. Without blocks for the superuser only: no
-    // system runs from it.
+    // system runs from it. Of ext4, blocks of 4 KiB also where mke2fs would take smaller ones: then nothing but the superblock
+    // is in the first 4 KiB, which tell whether a device is blank.
     let (tool, own): (_, &[&str]) = match kind {
-        FsKind::Ext4 => (MKE2FS, &["-q", "-F", "-m", "0", "-E", "nodiscard"]),
+        FsKind::Ext4 => (
+            MKE2FS,
+            &["-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard"],
+        ),
         FsKind::Xfs => (MKFS_XFS, &["-q", "-f", "-K"]),
     };
     let arguments = own

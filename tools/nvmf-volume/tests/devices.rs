@@ -525,7 +525,7 @@ fn a_mkfs_that_was_killed_anywhere_is_made_again() {
         return;
     }
     for (kind, options) in [
-        (FsKind::Ext4, "mkfs.ext4 -q -F -m 0 -E nodiscard"),
+        (FsKind::Ext4, "mkfs.ext4 -q -F -b 4096 -m 0 -E nodiscard"),
         (FsKind::Xfs, "mkfs.xfs -q -f -K"),
     ] {
         let (mut blank, mut interrupted, mut whole, mut torn) = (0, 0, 0, 0);
