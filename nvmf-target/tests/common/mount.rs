@@ -8,6 +8,7 @@ use tempfile::TempDir;
 /// A mounted file system, unmounted when dropped.
 pub struct Mount {
     dir: TempDir,
+    mounted: bool,
     frozen: bool,
 }
 
@@ -36,11 +37,21 @@ fn may_mount(test: &str) -> bool {
     false
 }
 
+/// A device that is not mounted.
+pub struct Image(Mount);
+
+impl Image {
+    /// Mounts it.
+    pub fn mount(self) -> Mount {
+        self.0.mount_image("loop")
+    }
+}
+
 impl Mount {
     /// A file system in memory of this size; `None` when this process may not mount.
     pub fn tmpfs(test: &str, size_bytes: u64) -> Option<Self> {
         may_mount(test).then(|| {
-            let this = Self::empty();
+            let mut this = Self::empty();
             run(
                 "mount",
                 &[
@@ -52,6 +63,7 @@ impl Mount {
                     &this.point(),
                 ],
             );
+            this.mounted = true;
             this
         })
     }
@@ -85,29 +97,32 @@ impl Mount {
 
     /// The file system as it would come up after a power cut now: a copy of its device, mounted.
     pub fn copy(&self) -> Self {
-        self.copy_with("loop,commit=3600")
+        let Image(copy) = self.image_now();
+        copy.mount_image("loop,commit=3600")
     }
 
-    /// The same for XFS, where two with one identity cannot be mounted otherwise.
-    pub fn copy_xfs(&self) -> Self {
-        self.copy_with("loop,nouuid")
-    }
-
-    fn copy_with(&self, options: &'static str) -> Self {
+    /// The device as a power cut would leave it now. XFS and btrfs mount it once this file system is gone: they know devices by
+    /// identifiers, which the copy has too.
+    pub fn image_now(&self) -> Image {
         let copy = Self::empty();
         // Holes stay holes: only what the device was sent is copied.
         run("cp", &["--sparse=always", &self.image(), &copy.image()]);
-        copy.mount_image(options)
+        Image(copy)
     }
 
     fn empty() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("mnt")).unwrap();
-        Self { dir, frozen: false }
+        Self {
+            dir,
+            mounted: false,
+            frozen: false,
+        }
     }
 
-    fn mount_image(self, options: &str) -> Self {
+    fn mount_image(mut self, options: &str) -> Self {
         run("mount", &["-o", options, &self.image(), &self.point()]);
+        self.mounted = true;
         self
     }
 
@@ -144,7 +159,9 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         self.thaw();
-        // Lazily: a failing test may leave files open.
-        run("umount", &["-l", &self.point()]);
+        if self.mounted {
+            // Lazily: a failing test may leave files open.
+            run("umount", &["-l", &self.point()]);
+        }
     }
 }

@@ -192,9 +192,20 @@ fn look(folder: &Path) -> Seen {
     }
 }
 
-/// An XFS with the pool as `before` leaves it, everything on disk.
-fn prepared(case: &Case) -> Option<Mount> {
-    let mount = Mount::xfs("crashes of a pool", 320 * MIB)?;
+/// Makes a file system for a test that is called so.
+type Make = fn(&str) -> Option<Mount>;
+
+fn xfs(test: &str) -> Option<Mount> {
+    Mount::xfs(test, 320 * MIB)
+}
+
+fn btrfs(test: &str) -> Option<Mount> {
+    Mount::btrfs(test, 192 * MIB)
+}
+
+/// A file system with the pool as `before` leaves it, everything on disk.
+fn prepared(make: Make, case: &Case) -> Option<Mount> {
+    let mount = make("crashes of a pool")?;
     let pool = open(&mount.root());
     (case.before)(&pool);
     drop(pool);
@@ -202,8 +213,10 @@ fn prepared(case: &Case) -> Option<Mount> {
     Some(mount)
 }
 
-fn crash(case: &Case) {
-    let Some(mount) = prepared(case) else { return };
+fn crash(make: Make, case: &Case) {
+    let Some(mount) = prepared(make, case) else {
+        return;
+    };
     let before = look(&mount.root());
     assert!(!run_child(&mount.root(), case, 0));
     let after = look(&mount.root());
@@ -217,23 +230,23 @@ fn crash(case: &Case) {
     let mut seen_old = 0;
     let mut kill_at = 1;
     loop {
-        let mount = prepared(case).unwrap();
+        let mount = prepared(make, case).unwrap();
         if !run_child(&mount.root(), case, kill_at) {
             break;
         }
-        // What the device was sent until now, without what the kernel would still send.
-        let cut = mount.copy_xfs();
-        for (what, seen) in [
-            ("killed", look(&mount.root())),
-            ("power cut", look(&cut.root())),
-        ] {
+        let mut check = |what: &str, seen: Seen| {
             assert!(
                 seen == before || seen == after,
                 "{} {what} after step {kill_at}: {seen:#?}\nbefore {before:#?}\nafter {after:#?}",
                 case.name
             );
             seen_old += u32::from(seen == before);
-        }
+        };
+        // What the device was sent until now, without what the kernel would still send.
+        let cut = mount.image_now();
+        check("killed", look(&mount.root()));
+        drop(mount);
+        check("power cut", look(&cut.mount().root()));
         kill_at += 1;
     }
     assert!(
@@ -244,18 +257,21 @@ fn crash(case: &Case) {
 }
 
 macro_rules! crashes {
-    ($($test:ident = $index:expr;)*) => {
-        $(#[test] fn $test() { crash(&CASES[$index]); })*
+    ($($test:ident = $make:ident, $index:expr;)*) => {
+        $(#[test] fn $test() { crash($make, &CASES[$index]); })*
     };
 }
 crashes! {
-    killed_while_creating = 0;
-    killed_while_creating_thick = 1;
-    killed_while_deleting = 2;
-    killed_while_growing = 3;
-    killed_while_changing_hosts = 4;
-    killed_while_taking_a_snapshot = 5;
-    killed_while_taking_a_group = 6;
-    killed_while_cloning = 7;
-    killed_while_deleting_a_snapshot = 8;
+    killed_while_creating = xfs, 0;
+    killed_while_creating_thick = xfs, 1;
+    killed_while_deleting = xfs, 2;
+    killed_while_growing = xfs, 3;
+    killed_while_changing_hosts = xfs, 4;
+    killed_while_taking_a_snapshot = xfs, 5;
+    killed_while_taking_a_group = xfs, 6;
+    killed_while_cloning = xfs, 7;
+    killed_while_deleting_a_snapshot = xfs, 8;
+    killed_on_btrfs_while_creating = btrfs, 0;
+    killed_on_btrfs_while_deleting = btrfs, 2;
+    killed_on_btrfs_while_taking_a_group = btrfs, 6;
 }
