@@ -222,6 +222,30 @@ fn stream_socket(address: SocketAddr) -> Result<OwnedFd, Errno> {
     rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
 }
 
+/// The process at the other end of a unix socket, as it was when it connected; `None` when it is in a container whose
+/// processes have no number here.
+pub fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    // Not rustix's: its type for a process has no zero, which is what the kernel says of such a process.
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, which is the size of `peer`, and any bytes make a valid one.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    crate::sys::ioctl::check(result)?;
+    Ok(u32::try_from(peer.pid).ok().filter(|&pid| pid != 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,5 +338,12 @@ mod tests {
         let foreign = Some("192.0.2.1:0".parse().unwrap());
         let error = connect(address, foreign, &options, LIMIT).unwrap_err();
         assert!(error.to_string().contains("192.0.2.1"), "{error}");
+    }
+
+    #[test]
+    fn the_peer_of_a_unix_socket_has_a_number() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(peer_pid(ours.as_fd()).unwrap(), Some(std::process::id()));
+        drop(theirs);
     }
 }

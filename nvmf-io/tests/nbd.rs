@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nvmf_io::net::is_closed_by_peer;
 use nvmf_io::sys::block;
-use nvmf_io::sys::nbd::{self, NbdConfig, NbdNetlink, ServerFlags};
+use nvmf_io::sys::nbd::{NbdConfig, NbdNetlink, ServerFlags};
 
+const NAME: &str = "nvmf-io test";
 const SIZE_BYTES: u64 = 8 << 20;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
@@ -60,20 +62,17 @@ fn by_netlink_and_over_the_death_of_the_server() {
     }
     let disk = Arc::new(Mutex::new(vec![0; SIZE_BYTES as usize]));
     disk.lock().unwrap()[4096..8192].fill(7);
-    let mut config = NbdConfig {
-        index: None,
+    let config = NbdConfig {
         size_bytes: SIZE_BYTES,
         block_bytes: 4096,
         flags: ServerFlags::HAS_FLAGS | ServerFlags::SEND_FLUSH,
-        timeout: None,
         dead_connection_timeout: Duration::from_secs(60),
-        backend_identifier: Some("nvmf-io test".into()),
-        destroy_on_disconnect: false,
+        backend_identifier: NAME.into(),
     };
     let (kernel, ours) = UnixStream::pair().unwrap();
     // Dies after a while, in the middle of things.
     let first = serve(ours, disk.clone(), 40);
-    let index = netlink.connect(&config, &[kernel.as_fd()]).unwrap();
+    let index = netlink.connect(&config, kernel.as_fd()).unwrap();
     drop(kernel);
     let device = File::options()
         .read(true)
@@ -103,10 +102,15 @@ fn by_netlink_and_over_the_death_of_the_server() {
     });
     assert_eq!(first.join().unwrap(), 40, "the server died");
     // I/O is held until a new one comes.
-    let (kernel, ours) = UnixStream::pair().unwrap();
-    let second = serve(ours, disk.clone(), usize::MAX);
-    config.index = Some(index);
-    netlink.reconfigure(&config, &[kernel.as_fd()]).unwrap();
+    let second = loop {
+        let (kernel, ours) = UnixStream::pair().unwrap();
+        netlink.reconnect(index, NAME, kernel.as_fd()).unwrap();
+        drop(kernel);
+        // The driver takes no connection before it has noticed that the old one is dead.
+        if !is_closed_by_peer(&ours) {
+            break serve(ours, disk.clone(), usize::MAX);
+        }
+    };
     let (device, sum) = reader.join().unwrap();
     assert_eq!(sum, 0);
     {
@@ -118,48 +122,15 @@ fn by_netlink_and_over_the_death_of_the_server() {
         );
     }
     // A device of somebody else is not taken over.
-    config.backend_identifier = Some("another".into());
-    let (kernel2, _ours2) = UnixStream::pair().unwrap();
-    assert!(netlink.reconfigure(&config, &[kernel2.as_fd()]).is_err());
+    let (kernel, _ours) = UnixStream::pair().unwrap();
+    let taken = netlink.reconnect(index, "another", kernel.as_fd());
+    assert!(taken.is_err());
+    assert!(netlink.resize(index, "another", 2 * SIZE_BYTES).is_err());
+    netlink.resize(index, NAME, 2 * SIZE_BYTES).unwrap();
+    assert_eq!(block::size_bytes(device.as_fd()).unwrap(), 2 * SIZE_BYTES);
     drop(device);
     netlink.disconnect(index).unwrap();
     assert!(second.join().unwrap() > 0);
     let gone = File::open(format!("/dev/nbd{index}")).unwrap();
     assert_eq!(block::size_bytes(gone.as_fd()).unwrap(), 0);
-}
-
-#[test]
-fn by_ioctl() {
-    if NbdNetlink::open().is_err() || !rustix::process::geteuid().is_root() {
-        return eprintln!("not run: needs root and a kernel with the nbd driver");
-    }
-    // Far from where the other test takes the first free one.
-    let path = "/dev/nbd9";
-    let device = File::options().read(true).write(true).open(path).unwrap();
-    let disk = Arc::new(Mutex::new(vec![3; SIZE_BYTES as usize]));
-    let (kernel, ours) = UnixStream::pair().unwrap();
-    let server = serve(ours, disk, usize::MAX);
-    nbd::clear_sockets(device.as_fd()).unwrap();
-    nbd::set_size(device.as_fd(), 512, SIZE_BYTES / 512).unwrap();
-    nbd::set_flags(
-        device.as_fd(),
-        ServerFlags::HAS_FLAGS | ServerFlags::SEND_FLUSH,
-    )
-    .unwrap();
-    nbd::set_timeout(device.as_fd(), Duration::from_secs(30)).unwrap();
-    nbd::set_socket(device.as_fd(), kernel.as_fd()).unwrap();
-    let serving = device.try_clone().unwrap();
-    let doing = std::thread::spawn(move || nbd::do_it(serving.as_fd()));
-    let reader = File::open(path).unwrap();
-    // The device has no size before the driver serves it.
-    let mut block = [0; 512];
-    while reader.read_at(&mut block, 1024).unwrap_or(0) == 0 {
-        assert!(!doing.is_finished(), "{:?}", doing.join());
-        std::thread::yield_now();
-    }
-    assert_eq!(block, [3; 512]);
-    nbd::disconnect(device.as_fd()).unwrap();
-    let ended = doing.join().unwrap();
-    assert!(ended.is_ok(), "{ended:?}");
-    assert!(server.join().unwrap() > 0);
 }

@@ -1,4 +1,4 @@
-//! The kernel's nbd driver: attaching by netlink, which survives the server, and by ioctl.
+//! The kernel's nbd driver, by netlink: its devices outlive the process that made them.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -7,16 +7,6 @@ use std::time::Duration;
 use bitflags::bitflags;
 
 use super::genl::{self, Attributes, Family};
-use super::ioctl;
-
-const NBD_SET_SOCK: u64 = 0xab00;
-const NBD_SET_BLKSIZE: u64 = 0xab01;
-const NBD_DO_IT: u64 = 0xab03;
-const NBD_CLEAR_SOCK: u64 = 0xab04;
-const NBD_SET_SIZE_BLOCKS: u64 = 0xab07;
-const NBD_DISCONNECT: u64 = 0xab08;
-const NBD_SET_TIMEOUT: u64 = 0xab09;
-const NBD_SET_FLAGS: u64 = 0xab0a;
 
 const GENL_VERSION: u8 = 1;
 const CMD_CONNECT: u8 = 1;
@@ -25,9 +15,7 @@ const CMD_RECONFIGURE: u8 = 3;
 const ATTR_INDEX: u16 = 1;
 const ATTR_SIZE_BYTES: u16 = 2;
 const ATTR_BLOCK_SIZE_BYTES: u16 = 3;
-const ATTR_TIMEOUT: u16 = 4;
 const ATTR_SERVER_FLAGS: u16 = 5;
-const ATTR_CLIENT_FLAGS: u16 = 6;
 const ATTR_SOCKETS: u16 = 7;
 const ATTR_DEAD_CONN_TIMEOUT: u16 = 8;
 const ATTR_BACKEND_IDENTIFIER: u16 = 10;
@@ -57,51 +45,52 @@ bitflags! {
     }
 }
 
-/// A device to be attached by netlink.
+/// A device to be attached.
+///
+/// No limit is set for the time that a request may take: with one, or with several connections, which have one of their
+/// own, the driver sends a request that takes longer once more, while the first may still be on its way.
 #[derive(Clone, Debug)]
 pub struct NbdConfig {
-    /// N of `/dev/nbdN`; the kernel picks or makes one if `None`.
-    pub index: Option<u32>,
     /// Size of the device.
     pub size_bytes: u64,
     /// Logical block size.
     pub block_bytes: u64,
     /// Flags of the server.
     pub flags: ServerFlags,
-    /// A request that takes longer makes its connection count as dead; `None` waits for ever.
-    pub timeout: Option<Duration>,
-    /// How long I/O is held when all connections are dead, for [`NbdNetlink::reconfigure`] to bring new ones.
+    /// How long I/O is held when the connection is dead, for [`NbdNetlink::reconnect`] to bring a new one.
     pub dead_connection_timeout: Duration,
-    /// Must be the same when it is reconfigured (Linux 5.14).
-    pub backend_identifier: Option<String>,
-    /// Removes the device when it is disconnected.
-    pub destroy_on_disconnect: bool,
+    /// Says whose device it is; must be the same in what is asked for later (Linux 5.14).
+    pub backend_identifier: String,
 }
 
-/// The netlink interface of the driver; its devices outlive the process.
+/// The netlink interface of the driver.
 #[derive(Debug)]
 pub struct NbdNetlink {
     family: Family,
 }
 
 impl NbdNetlink {
-    /// Opens the interface. Needs CAP_SYS_ADMIN for what follows.
+    /// Opens the interface; [`io::ErrorKind::NotFound`] when the kernel has no such driver. Needs CAP_SYS_ADMIN for what
+    /// follows.
     pub fn open() -> io::Result<Self> {
-        match Family::open("nbd", GENL_VERSION) {
-            Ok(family) => Ok(Self { family }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                "this kernel has no nbd driver: load the module (modprobe nbd)",
-            )),
-            Err(error) => Err(error),
-        }
+        let family = Family::open("nbd", GENL_VERSION)?;
+        Ok(Self { family })
     }
 
-    /// Attaches `sockets`, one connection each, in the transmission phase; returns N of `/dev/nbdN`.
-    pub fn connect(&mut self, config: &NbdConfig, sockets: &[BorrowedFd<'_>]) -> io::Result<u32> {
-        let answer = self
-            .family
-            .call(CMD_CONNECT, &attributes(config, sockets))?;
+    /// Attaches a connection in the transmission phase; returns N of `/dev/nbdN`, which the kernel picks or makes.
+    pub fn connect(&mut self, config: &NbdConfig, socket: BorrowedFd<'_>) -> io::Result<u32> {
+        let mut request = Attributes::default();
+        identify(&mut request, &config.backend_identifier);
+        request
+            .u64(ATTR_SIZE_BYTES, config.size_bytes)
+            .u64(ATTR_BLOCK_SIZE_BYTES, config.block_bytes)
+            .u64(ATTR_SERVER_FLAGS, config.flags.bits())
+            .u64(
+                ATTR_DEAD_CONN_TIMEOUT,
+                config.dead_connection_timeout.as_secs(),
+            )
+            .nested(ATTR_SOCKETS, &sockets(socket));
+        let answer = self.family.call(CMD_CONNECT, &request)?;
         genl::attributes(&answer)
             .find(|&(kind, _)| kind == ATTR_INDEX)
             .and_then(|(_, value)| value.try_into().ok())
@@ -111,15 +100,35 @@ impl NbdNetlink {
             })
     }
 
-    /// Gives the attached device `config.index` new connections in place of dead ones; I/O held is sent again.
-    pub fn reconfigure(
+    /// Gives an attached device a new connection in place of its dead one; I/O held is sent again. Does nothing when the
+    /// driver has not noticed the death yet: then the other end of `socket` is hung up once `socket` is closed.
+    pub fn reconnect(
         &mut self,
-        config: &NbdConfig,
-        sockets: &[BorrowedFd<'_>],
+        index: u32,
+        backend_identifier: &str,
+        socket: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        self.family
-            .call(CMD_RECONFIGURE, &attributes(config, sockets))
-            .map(drop)
+        // No size: to set one, the driver waits for the I/O in flight, which waits for the connection.
+        let mut request = Attributes::default();
+        request.u32(ATTR_INDEX, index);
+        identify(&mut request, backend_identifier);
+        request.nested(ATTR_SOCKETS, &sockets(socket));
+        self.family.call(CMD_RECONFIGURE, &request).map(drop)
+    }
+
+    /// Changes the size of an attached device, once all I/O in flight is answered.
+    pub fn resize(
+        &mut self,
+        index: u32,
+        backend_identifier: &str,
+        size_bytes: u64,
+    ) -> io::Result<()> {
+        let mut request = Attributes::default();
+        request
+            .u32(ATTR_INDEX, index)
+            .u64(ATTR_SIZE_BYTES, size_bytes);
+        identify(&mut request, backend_identifier);
+        self.family.call(CMD_RECONFIGURE, &request).map(drop)
     }
 
     /// Detaches `/dev/nbdN`; I/O in flight fails.
@@ -130,84 +139,17 @@ impl NbdNetlink {
     }
 }
 
-fn attributes(config: &NbdConfig, sockets: &[BorrowedFd<'_>]) -> Attributes {
-    let mut request = Attributes::default();
-    if let Some(index) = config.index {
-        request.u32(ATTR_INDEX, index);
-    }
-    request
-        .u64(ATTR_SIZE_BYTES, config.size_bytes)
-        .u64(ATTR_BLOCK_SIZE_BYTES, config.block_bytes)
-        .u64(ATTR_SERVER_FLAGS, config.flags.bits())
-        .u64(ATTR_CLIENT_FLAGS, u64::from(config.destroy_on_disconnect))
-        .u64(
-            ATTR_DEAD_CONN_TIMEOUT,
-            config.dead_connection_timeout.as_secs(),
-        );
-    if let Some(timeout) = config.timeout {
-        request.u64(ATTR_TIMEOUT, timeout.as_secs());
-    }
-    if let Some(identifier) = &config.backend_identifier {
-        let mut text = identifier.as_bytes().to_vec();
-        text.push(0);
-        request.bytes(ATTR_BACKEND_IDENTIFIER, &text);
-    }
-    let mut list = Attributes::default();
-    for socket in sockets {
-        let mut item = Attributes::default();
-        item.u32(SOCK_FD, socket.as_raw_fd().cast_unsigned());
-        list.nested(SOCK_ITEM, &item);
-    }
-    request.nested(ATTR_SOCKETS, &list);
-    request
+fn identify(request: &mut Attributes, backend_identifier: &str) {
+    let mut text = backend_identifier.as_bytes().to_vec();
+    text.push(0);
+    request.bytes(ATTR_BACKEND_IDENTIFIER, &text);
 }
 
-/// Sets size and block size of the device (NBD_SET_BLKSIZE, NBD_SET_SIZE_BLOCKS); also the way to resize.
-pub fn set_size(device: BorrowedFd<'_>, block_bytes: u32, blocks: u64) -> io::Result<()> {
-    // SAFETY: both requests take their argument by value.
-    unsafe {
-        ioctl::value(device, NBD_SET_BLKSIZE, block_bytes.into())?;
-        ioctl::value(device, NBD_SET_SIZE_BLOCKS, blocks)?;
-    }
-    Ok(())
-}
-
-/// Tells the driver what the server can do.
-pub fn set_flags(device: BorrowedFd<'_>, flags: ServerFlags) -> io::Result<()> {
-    // SAFETY: takes its argument by value.
-    unsafe { ioctl::value(device, NBD_SET_FLAGS, flags.bits()) }.map(drop)
-}
-
-/// How long a request may take; zero for ever.
-pub fn set_timeout(device: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
-    // SAFETY: takes its argument by value.
-    unsafe { ioctl::value(device, NBD_SET_TIMEOUT, timeout.as_secs()) }.map(drop)
-}
-
-/// Adds a connection, of which the driver takes a reference.
-pub fn set_socket(device: BorrowedFd<'_>, socket: BorrowedFd<'_>) -> io::Result<()> {
-    let fd =
-        libc::c_ulong::try_from(socket.as_raw_fd()).expect("open descriptors are not negative");
-    // SAFETY: takes a descriptor by value, which is open.
-    unsafe { ioctl::value(device, NBD_SET_SOCK, fd) }.map(drop)
-}
-
-/// Serves the device: blocks the thread until it is disconnected.
-pub fn do_it(device: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: takes no argument.
-    unsafe { ioctl::value(device, NBD_DO_IT, 0) }.map(drop)
-}
-
-/// Ends [`do_it`]: asks the server to disconnect.
-pub fn disconnect(device: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: takes no argument.
-    unsafe { ioctl::value(device, NBD_DISCONNECT, 0) }.map(drop)
-}
-
-/// Forgets the connections of a device that nobody serves any more.
-pub fn clear_sockets(device: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: takes no argument.
-    unsafe { ioctl::value(device, NBD_CLEAR_SOCK, 0) }.map(drop)
+fn sockets(socket: BorrowedFd<'_>) -> Attributes {
+    let (mut list, mut item) = (Attributes::default(), Attributes::default());
+    item.u32(SOCK_FD, socket.as_raw_fd().cast_unsigned());
+    list.nested(SOCK_ITEM, &item);
+    list
 }
 
 #[cfg(test)]
@@ -215,10 +157,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_without_nbd_says_what_to_do() {
+    fn a_kernel_without_nbd_says_so() {
         match NbdNetlink::open() {
             Ok(_) => assert!(std::path::Path::new("/sys/module/nbd").exists()),
-            Err(error) => assert!(error.to_string().contains("modprobe nbd"), "{error}"),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::NotFound, "{error}"),
         }
     }
 }
