@@ -1,5 +1,6 @@
 #!/bin/bash
-# block-devices.sh: namespaces of the Linux kernel's target as block devices of nvmf-initiator: ublk, and FUSE with loop.
+# block-devices.sh: namespaces of the Linux kernel's target as block devices of nvmf-initiator: ublk, FUSE with loop, the
+# kernel's nbd, and an NBD server on a socket, with QEMU and with the kernel (by nbd-client) as its clients.
 # guest: --uml --mem 1536 --timeout 600
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
@@ -76,7 +77,7 @@ murder() {
 }
 another() { daemon | grep -qv "^$1\$"; }
 
-for form in ublk fuse; do
+for form in ublk fuse nbd; do
   check "$form: connect makes a device" attach $form
   check "$form: id-ctrl, id-ns" identify
   for bs in 4k 64k 1m; do check "$form: fio verifies with $bs blocks" verify $bs; done
@@ -88,3 +89,46 @@ for form in ublk fuse; do
   check "$form: kill -9 of the daemon under fio verify" under_load murder
   check "$form: disconnect" detach
 done
+
+socket() {
+  nvmf-initiator "${RUN[@]}" connect "${AT[@]}" -n $NQN --block nbd-socket -c 1 | tee /dev/stderr | grep -o 'nbd+unix://[^ ]*' >"$SUITE_TMP/uri"
+  nvmf-initiator "${RUN[@]}" list -o json | jq -r '.controllers[].namespaces[].device' >"$SUITE_TMP/device"
+  test -S "$(device)"
+}
+check 'nbd-socket: connect gives a URI' socket
+uri() { cat "$SUITE_TMP/uri"; }
+check 'nbd-socket: libnbd reads size and abilities' nbdinfo --can flush "$(uri)"
+
+qemu() {
+  qemu-io -f raw "$(uri)" -c 'write -P 0xa5 0 8M' -c 'write -z 1M 64k' -c 'discard 2M 1M' -c 'write -f -P 0x5a 4M 64k' -c flush \
+    -c 'read -P 0xa5 0 1M' -c 'read -P 0 1M 64k' -c 'read -P 0x5a 4M 64k' -c 'read -P 0xa5 5M 3M' | tee "$SUITE_TMP/qemu-io"
+  ! grep -i 'fail' "$SUITE_TMP/qemu-io"
+}
+check 'nbd-socket: QEMU writes, zeroes, discards, forces and reads back' qemu
+image() {
+  head -c 48M /dev/urandom >/dev/shm/image
+  qemu-img convert -n -f raw -O raw /dev/shm/image "$(uri)"
+  nbdcopy --connections=4 "$(uri)" /dev/shm/back
+  cmp -n $((48 << 20)) /dev/shm/image /dev/shm/back
+  rm /dev/shm/image /dev/shm/back
+}
+check 'nbd-socket: an image in by QEMU, and out by four connections' image
+
+by_kernel() {
+  readlink -f "$(device)" >"$SUITE_TMP/socket"
+  nbd-client -unix "$(cat "$SUITE_TMP/socket")" /dev/nbd1 -name "$(basename "$(cat "$SUITE_TMP/socket")" .sock)" -C 2 -b 512
+  wait_until 10 grep -qx 819200 /sys/block/nbd1/size
+  echo /dev/nbd1 >"$SUITE_TMP/device"
+}
+check 'nbd-socket: the kernel attaches it, by two connections' by_kernel
+for bs in 4k 64k 1m; do check "nbd-socket: fio verifies with $bs blocks" verify $bs; done
+check 'nbd-socket: discard and write zeroes' discard
+check 'nbd-socket: ext4' on_fs
+check 'nbd-socket: unmount' leave_fs
+refuse 'nbd-socket: disconnect while a client is connected' 'in use: open in' busy
+leave_socket() {
+  nbd-client -d /dev/nbd1
+  wait_until 10 busy
+  test ! -e "$(cat "$SUITE_TMP/socket")"
+}
+check 'nbd-socket: disconnect' leave_socket

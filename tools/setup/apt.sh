@@ -19,6 +19,8 @@ check    git                lists the files that the tidiness checks read
 check    e2fsprogs          ext4 for unit tests, as root
 check    xfsprogs           XFS for unit tests of pools, as root
 check    btrfs-progs        btrfs for unit tests of pools, as root
+check    qemu-utils         qemu-io and qemu-img, clients of our NBD server that are not ours
+check    libnbd-bin         nbdinfo and nbdcopy, other ones
 uml      flex               generates the lexer of the kernel's configuration language
 uml      bison              generates its parser
 uml      bc                 computes constants in the kernel's build

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::in_use::{self, Use};
 use super::spec::{DeviceError, DeviceSpec, Geometry};
-use super::{BlockForm, FrontEnd, FuseDevice, UblkDevice};
+use super::{BlockForm, FrontEnd, FuseDevice, NbdDevice, NbdSocketDevice, UblkDevice};
 
 /// One queue of a device on its way to the shard that will serve it.
 pub struct QueueSetup(Box<dyn FnOnce() -> Box<dyn FrontEnd> + Send>);
@@ -53,6 +53,11 @@ pub enum DeviceState {
         /// N of `/dev/nbdN`.
         index: u32,
     },
+    /// Descriptors: the listening socket, where clients wait meanwhile.
+    NbdSocket {
+        /// Where it is bound.
+        path: PathBuf,
+    },
 }
 
 /// What each form of device can do; the methods of [`Device`] say what they mean.
@@ -60,6 +65,15 @@ pub(super) trait DeviceForm {
     fn attach(&mut self) -> Result<PathBuf, DeviceError>;
     /// Once attached.
     fn path(&self) -> Option<PathBuf>;
+    fn uri(&self) -> Option<String> {
+        None
+    }
+    fn uses(&self) -> io::Result<Vec<Use>> {
+        match self.path() {
+            Some(path) => in_use::uses(&path),
+            None => Ok(Vec::new()),
+        }
+    }
     fn resize(&mut self, size_bytes: u64) -> Result<(), DeviceError>;
     fn keep(&self) -> Result<Option<Kept>, DeviceError>;
     /// Lets go of everything; done again, it does nothing.
@@ -95,6 +109,13 @@ impl Device {
             BlockForm::Ublk => {
                 Self::made(form, &geometry, UblkDevice::create(spec, geometry.clone()))
             }
+            BlockForm::Nbd => {
+                Self::made(form, &geometry, NbdDevice::create(spec, geometry.clone()))
+            }
+            BlockForm::NbdSocket => {
+                let made = NbdSocketDevice::create(spec, geometry.clone());
+                Self::made(form, &geometry, made)
+            }
             _ => Err(geometry.unsupported(format!("the form {form} is none of a device"))),
         }
     }
@@ -108,17 +129,25 @@ impl Device {
         spec.check()?;
         let geometry = Geometry::new(spec);
         let shared = geometry.clone();
-        match *state {
-            DeviceState::Fuse { loop_number } => {
+        match state {
+            &DeviceState::Fuse { loop_number } => {
                 let made = FuseDevice::resume(spec, shared, loop_number, fds);
                 Self::made(BlockForm::Fuse, &geometry, made)
             }
-            DeviceState::Ublk { id } => Self::made(
+            &DeviceState::Ublk { id } => Self::made(
                 BlockForm::Ublk,
                 &geometry,
                 UblkDevice::resume(spec, shared, id),
             ),
-            DeviceState::Nbd { .. } => Err(geometry.unsupported("not here")),
+            &DeviceState::Nbd { index } => Self::made(
+                BlockForm::Nbd,
+                &geometry,
+                NbdDevice::resume(spec, shared, index),
+            ),
+            DeviceState::NbdSocket { path } => {
+                let made = NbdSocketDevice::resume(spec, shared, path, fds);
+                Self::made(BlockForm::NbdSocket, &geometry, made)
+            }
         }
     }
 
@@ -140,10 +169,11 @@ impl Device {
 
     /// Removes what is left of a device whose server died, when nobody will resume it. Its users get errors.
     pub fn remove_leftover(name: &str, state: &DeviceState) -> io::Result<()> {
-        match *state {
-            DeviceState::Fuse { loop_number } => FuseDevice::remove_leftover(name, loop_number),
-            DeviceState::Ublk { id } => UblkDevice::remove_leftover(id),
-            DeviceState::Nbd { .. } => Err(io::ErrorKind::Unsupported.into()),
+        match state {
+            &DeviceState::Fuse { loop_number } => FuseDevice::remove_leftover(name, loop_number),
+            &DeviceState::Ublk { id } => UblkDevice::remove_leftover(id),
+            &DeviceState::Nbd { index } => NbdDevice::remove_leftover(name, index),
+            DeviceState::NbdSocket { path } => NbdSocketDevice::remove_leftover(path),
         }
     }
 
@@ -156,6 +186,11 @@ impl Device {
     /// `/dev/…` or the path of the socket, once attached.
     pub fn path(&self) -> Option<PathBuf> {
         self.inner.path()
+    }
+
+    /// What clients are told to connect to, where that is more than a path: `nbd+unix:///NAME?socket=PATH`.
+    pub fn uri(&self) -> Option<String> {
+        self.inner.uri()
     }
 
     /// The form.
@@ -174,12 +209,9 @@ impl Device {
         self.inner.resize(size_bytes)
     }
 
-    /// Who uses the device: mounts, devices stacked on it, swap, and processes that have it open.
+    /// Who uses the device: mounts, devices stacked on it, swap, and processes that have it open or are connected.
     pub fn uses(&self) -> io::Result<Vec<Use>> {
-        match self.path() {
-            Some(path) => in_use::uses(&path),
-            None => Ok(Vec::new()),
-        }
+        self.inner.uses()
     }
 
     /// What another process needs to go on when this one dies; `None` when there is nothing to go on with.

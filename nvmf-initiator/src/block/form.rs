@@ -8,6 +8,7 @@ use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
 use std::str::FromStr;
 
+use nvmf_io::sys::nbd::NbdNetlink;
 use rustix::thread::CapabilitySet;
 
 /// How a namespace is shown to the node.
@@ -60,8 +61,9 @@ const FUSE_RESEND_SINCE: (u32, u32) = (6, 9);
 
 impl BlockForm {
     /// The forms that give a block device, best first: ublk has one queue per shard and no file system between; FUSE
-    /// with loop keeps direct I/O and survives a crash on newer kernels.
-    pub const PREFERENCE: [BlockForm; 2] = [BlockForm::Ublk, BlockForm::Fuse];
+    /// with loop has as many and survives a crash on newer kernels; nbd has one queue, copies through a socket, and needs
+    /// seconds to go on after a crash.
+    pub const PREFERENCE: [BlockForm; 3] = [BlockForm::Ublk, BlockForm::Fuse, BlockForm::Nbd];
 
     /// The word used on the command line.
     pub const fn name(self) -> &'static str {
@@ -109,11 +111,8 @@ impl BlockForm {
                 self.control_file("/dev/fuse", "load the driver with `modprobe fuse` (CONFIG_FUSE_FS)")?;
                 self.control_file("/dev/loop-control", "load the driver with `modprobe loop` (CONFIG_BLK_DEV_LOOP)")
             }),
-            BlockForm::Nbd | BlockForm::NbdSocket => Err(self.unavailable(
-                "this version serves no NBD yet",
-                "take ublk or fuse, or leave the choice to auto",
-            )),
-            BlockForm::None => Ok(()),
+            BlockForm::Nbd => self.admin().and_then(|()| self.nbd_driver()),
+            BlockForm::NbdSocket | BlockForm::None => Ok(()),
         }
     }
 
@@ -121,7 +120,7 @@ impl BlockForm {
     /// the file descriptors.
     pub fn survives_crash(self) -> Result<(), String> {
         match self {
-            BlockForm::Ublk => Ok(()),
+            BlockForm::Ublk | BlockForm::Nbd => Ok(()),
             BlockForm::Fuse => {
                 let (major, minor) = kernel_release();
                 if (major, minor) >= FUSE_RESEND_SINCE {
@@ -132,9 +131,10 @@ impl BlockForm {
                      I/O on its loop devices fails"
                 ))
             }
-            BlockForm::Auto | BlockForm::Nbd | BlockForm::NbdSocket | BlockForm::None => {
-                Err("there is no device".into())
-            }
+            // Up to its clients: those that connect again and repeat what was not answered, as QEMU does when it is told
+            // to, lose nothing.
+            BlockForm::NbdSocket => Ok(()),
+            BlockForm::Auto | BlockForm::None => Err("there is no device".into()),
         }
     }
 
@@ -156,6 +156,20 @@ impl BlockForm {
             "making a block device needs CAP_SYS_ADMIN, which this process lacks",
             "run as root or grant the capability",
         ))
+    }
+
+    fn nbd_driver(self) -> Result<(), FormUnavailable> {
+        match NbdNetlink::open() {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(self.unavailable(
+                "the kernel's nbd driver does not answer",
+                "load it with `modprobe nbd` (CONFIG_BLK_DEV_NBD), and in a container share the host's network namespace",
+            )),
+            Err(e) => Err(self.unavailable(
+                format!("the kernel's nbd driver cannot be asked: {e}"),
+                "allow netlink sockets",
+            )),
+        }
     }
 
     fn control_file(self, path: &str, remedy: &str) -> Result<(), FormUnavailable> {
@@ -241,18 +255,21 @@ mod tests {
     }
 
     #[test]
-    fn no_device_is_always_possible() {
-        assert_eq!(BlockForm::None.resolve(), Ok(BlockForm::None));
+    fn what_needs_nothing_of_the_kernel_is_always_possible() {
+        for form in [BlockForm::None, BlockForm::NbdSocket] {
+            assert_eq!(form.resolve(), Ok(form));
+        }
     }
 
     #[test]
-    fn what_is_not_built_is_refused_by_name() {
-        for form in [BlockForm::Nbd, BlockForm::NbdSocket] {
-            let text = form.available().unwrap_err().to_string();
-            assert!(
-                text.contains(form.name()) && text.contains("no NBD yet"),
-                "{text}"
-            );
+    fn a_kernel_without_nbd_is_told_what_to_load() {
+        match BlockForm::Nbd.nbd_driver() {
+            Ok(()) => assert!(std::path::Path::new("/sys/module/nbd").exists()),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.starts_with("nbd is not available"), "{text}");
+                assert!(text.contains("modprobe nbd"), "{text}");
+            }
         }
     }
 

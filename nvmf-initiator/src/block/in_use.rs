@@ -27,8 +27,23 @@ pub enum Use {
         /// Its name.
         command: String,
     },
+    /// A process of another container has it open: its number and name are not known here.
+    OpenElsewhere,
     /// It is held exclusively by something that `/proc` and `/sys` do not show, such as a mount in another namespace.
     Exclusive,
+}
+
+impl Use {
+    /// By a process, whose name is looked up.
+    pub(super) fn open_in(pid: u32) -> Use {
+        // Its file may be held by another process, or by the kernel, as after nbd-client.
+        let command = fs::read_to_string(format!("/proc/{pid}/comm"))
+            .unwrap_or_else(|_| "a program that has ended".to_owned());
+        Use::Open {
+            pid,
+            command: command.trim().to_owned(),
+        }
+    }
 }
 
 impl fmt::Display for Use {
@@ -38,6 +53,7 @@ impl fmt::Display for Use {
             Use::Holder(name) => write!(f, "part of {name}"),
             Use::Swap => f.write_str("used for swap"),
             Use::Open { pid, command } => write!(f, "open in {command} (process {pid})"),
+            Use::OpenElsewhere => f.write_str("open in a process of another container"),
             Use::Exclusive => {
                 f.write_str("held exclusively, perhaps mounted in another mount namespace")
             }
@@ -191,11 +207,7 @@ fn openers(numbers: &[u64]) -> Vec<Use> {
             .flatten()
             .flatten();
         if files.any(|file| is_open_device(&file.path(), numbers)) {
-            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            uses.push(Use::Open {
-                pid,
-                command: command.trim().to_owned(),
-            });
+            uses.push(Use::open_in(pid));
         }
     }
     uses

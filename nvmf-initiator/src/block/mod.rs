@@ -19,6 +19,7 @@ mod form;
 mod fuse;
 mod in_use;
 pub mod keeper;
+mod nbd;
 pub mod serve;
 mod spec;
 mod ublk;
@@ -30,6 +31,7 @@ pub use in_use::Use;
 pub use spec::{DeviceError, DeviceSpec};
 
 use fuse::FuseDevice;
+use nbd::{NbdDevice, NbdSocketDevice};
 use ublk::UblkDevice;
 
 use nvmf_io::{Buf, BufPool, Completion, Ring};

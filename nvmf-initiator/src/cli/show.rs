@@ -24,10 +24,11 @@ pub(super) fn connected(status: &ControllerStatus, json: bool) -> String {
         }
         let _ = match &ns.device {
             Some(device) => {
+                let path = || device.display().to_string();
                 writeln!(
                     text,
                     "{} ({}, {} namespace {})",
-                    device.display(),
+                    ns.uri.clone().unwrap_or_else(path),
                     ns.block,
                     status.name,
                     ns.nsid
@@ -291,6 +292,7 @@ mod tests {
                 read_only: true,
                 block: "ublk".into(),
                 device: Some("/dev/ublkb0".into()),
+                uri: None,
                 by_id: None,
                 problem: None,
             }],
@@ -302,6 +304,13 @@ mod tests {
         assert_eq!(
             connected(&controller(), false),
             "/dev/ublkb0 (ublk, nvmf0 namespace 1)\n"
+        );
+        let mut other = controller();
+        other.namespaces[0].uri = Some("nbd+unix:///n?socket=/s".into());
+        other.namespaces[0].block = "nbd-socket".into();
+        assert_eq!(
+            connected(&other, false),
+            "nbd+unix:///n?socket=/s (nbd-socket, nvmf0 namespace 1)\n"
         );
         let mut other = controller();
         other.namespaces[0].device = None;

@@ -268,6 +268,9 @@ pub struct NamespaceStatus {
     /// The device, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<PathBuf>,
+    /// What NBD clients are told to connect to, where the device is a socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
     /// The stable name, if there is a device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_id: Option<PathBuf>,

@@ -81,6 +81,7 @@ struct Served {
     /// Unique on the node.
     name: String,
     path: PathBuf,
+    uri: Option<String>,
     by_id: Option<PathBuf>,
     /// What the next daemon needs, and how many descriptors are held for it.
     kept: Option<(DeviceState, usize)>,
@@ -399,6 +400,7 @@ impl Attachment {
             (state, fds.len())
         });
         Ok(Served {
+            uri: device.uri(),
             device,
             name: name.to_owned(),
             path,
@@ -547,6 +549,7 @@ impl Namespace {
             read_only: self.info.read_only,
             block: form.name().to_owned(),
             device: self.served.as_ref().map(|served| served.path.clone()),
+            uri: self.served.as_ref().and_then(|served| served.uri.clone()),
             by_id: self.served.as_ref().and_then(|served| served.by_id.clone()),
             problem: self.problem.clone(),
         }

@@ -424,10 +424,9 @@ impl Node {
         attachments.iter().find_map(|attachment| {
             let status = attachment.status();
             let is_it = |own: &Path| own == path || own == Path::new(device);
-            let namespace = status
-                .namespaces
-                .iter()
-                .find(|ns| ns.device.as_deref().is_some_and(is_it))?;
+            let namespace = status.namespaces.iter().find(|ns| {
+                ns.device.as_deref().is_some_and(is_it) || ns.uri.as_deref() == Some(device)
+            })?;
             Some((attachment.clone(), Some(namespace.nsid)))
         })
     }

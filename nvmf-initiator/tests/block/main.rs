@@ -5,5 +5,7 @@
 
 mod device;
 mod fuse;
+mod nbd;
+mod nbd_socket;
 mod served;
 mod ublk;
