@@ -99,7 +99,9 @@ pub(super) fn list(controllers: &[ControllerStatus], json: bool) -> String {
 /// The devices of a controller, under the names that `nvme list -o json` gives to the same things. Its UsedBytes is left out: that
 /// changes with every write, and would have to be asked for.
 fn devices(controller: &ControllerStatus) -> impl Iterator<Item = Value> {
-    controller.namespaces.iter().filter_map(|ns| {
+    // What has a URI is a socket.
+    let disks = controller.namespaces.iter().filter(|ns| ns.uri.is_none());
+    disks.filter_map(|ns| {
         let blocks = ns.size_bytes / u64::from(ns.block_bytes.max(1));
         Some(json!({
             "NameSpace": ns.nsid,

@@ -146,6 +146,7 @@ mod tests {
             read_only: false,
             block: "fuse".into(),
             device: Some("/dev/x".into()),
+            uri: None,
             by_id: None,
             problem: None,
         }
