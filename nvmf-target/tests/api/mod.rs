@@ -4,4 +4,5 @@ mod bad_input;
 pub mod client;
 mod persistence;
 mod protocol;
+mod spdk_client;
 mod subsystems;
