@@ -120,6 +120,8 @@ pub struct Session {
     busy_poll: Duration,
     /// Polls since the clock was looked at.
     polls: u32,
+    /// A message was taken in: the poll that is going on does not sleep any more, so that its caller can look around.
+    told: bool,
     // Last, so that the control thread ends after everything that it serves.
     initiator: Initiator,
 }
@@ -131,8 +133,8 @@ pub struct Waker(mailbox::Sender<ToShard>);
 impl Waker {
     /// Makes the next [`Session::poll`], or the one that waits now, return soon.
     pub fn wake(&self) {
-        // A message, not a bare wake: that would be lost between a look around and the wait that follows. Without a
-        // receiver the session is gone.
+        // A message, not a bare wake: whether the session slept or was about to, it is found. Without a receiver the session
+        // is gone.
         let _ = self.0.send(ToShard::Nudge);
     }
 }
@@ -193,6 +195,7 @@ impl Session {
             events,
             busy_poll: config.busy_poll,
             polls: 0,
+            told: false,
             initiator,
         })
     }
@@ -201,6 +204,13 @@ impl Session {
     pub fn namespace(&self) -> &NamespaceInfo {
         self.shard
             .namespace(self.head)
+            .expect("the head is open as long as the session")
+    }
+
+    /// The same, to keep; a change puts another in its place.
+    pub fn namespace_shared(&self) -> &Arc<NamespaceInfo> {
+        self.shard
+            .namespace_shared(self.head)
             .expect("the head is open as long as the session")
     }
 
@@ -240,35 +250,44 @@ impl Session {
         self.shard.open()
     }
 
+    /// Operations that can be open at once.
+    pub fn max_requests(&self) -> usize {
+        self.shard.max_requests()
+    }
+
     /// Sends what was submitted, takes what came in, and appends the answers to `done`. Waits as `wait` says, but not
     /// when there are answers.
     pub fn poll(&mut self, wait: Wait, done: &mut Vec<Done>) -> io::Result<()> {
+        let result = self.poll_until_told(wait, done);
+        self.told = false;
+        result
+    }
+
+    fn poll_until_told(&mut self, wait: Wait, done: &mut Vec<Done>) -> io::Result<()> {
+        if wait == Wait::Poll {
+            return self.turn(wait, done);
+        }
         let before = done.len();
-        match wait {
-            Wait::Poll => self.turn(Wait::Poll, done),
-            wait => {
-                if !self.busy_poll.is_zero() {
-                    let until = Instant::now() + self.busy_poll;
-                    while done.len() == before && Instant::now() < until {
-                        self.turn(Wait::Poll, done)?;
-                    }
-                }
-                if done.len() == before {
-                    self.turn(wait, done)
-                } else {
-                    Ok(())
-                }
+        if !self.busy_poll.is_zero() {
+            let until = Instant::now() + self.busy_poll;
+            while done.len() == before && !self.told && Instant::now() < until {
+                self.turn(Wait::Poll, done)?;
             }
         }
+        if done.len() > before || self.told {
+            return Ok(());
+        }
+        self.turn(wait, done)
     }
 
     fn turn(&mut self, wait: Wait, done: &mut Vec<Done>) -> io::Result<()> {
         while let Ok(message) = self.inbox.try_recv() {
+            self.told = true;
             self.shard.handle(message);
         }
         self.shard.flush();
         let answered = self.take(done);
-        if wait == Wait::Poll || answered {
+        if wait == Wait::Poll || answered || self.told {
             self.shard.ring().wait(Wait::Poll)?;
         } else {
             let wait = self.bounded(wait);
@@ -327,6 +346,7 @@ impl Session {
         self.handle.begin_disconnect(move || drop(flag));
         let mut done = Vec::new();
         while !ended.load(Ordering::Acquire) {
+            self.told = false;
             // The shard has to say that its sockets are closed. Without a ring nothing can be waited for.
             if self
                 .turn(Wait::Until(Instant::now() + DISCONNECT_CHECK), &mut done)

@@ -15,6 +15,7 @@
 //! back from a queue comes back only when the queue's socket is closed (see [`super::queue`]).
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nvme_proto::wire::Lba;
@@ -125,6 +126,11 @@ impl Shard {
         self.requests.open()
     }
 
+    /// Requests that can be open at once.
+    pub fn max_requests(&self) -> usize {
+        self.requests.capacity()
+    }
+
     /// Where the head stands.
     pub fn head(&self, key: HeadKey) -> Option<HeadIndex> {
         let mut heads = self.heads.iter();
@@ -135,6 +141,11 @@ impl Shard {
     /// What the head's namespace is.
     pub fn namespace(&self, head: HeadIndex) -> Option<&NamespaceInfo> {
         self.open_head(head).map(|head| &*head.info)
+    }
+
+    /// The same, to keep; a change puts another in its place.
+    pub fn namespace_shared(&self, head: HeadIndex) -> Option<&Arc<NamespaceInfo>> {
+        self.open_head(head).map(|head| &head.info)
     }
 
     /// What may become of the head's I/O now.

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use nvme_proto::digest::Crc;
 
@@ -249,9 +249,19 @@ impl Buf {
     }
 
     /// The memory that the buffer is part of, and whether it must not be written.
-    pub(crate) fn mapping(&self) -> (Rc<Mapping>, bool) {
+    pub(crate) fn mapping(&self) -> (Arc<Mapping>, bool) {
         let chunk = self.chunk();
         (chunk.mapping(), chunk.read_only)
+    }
+
+    /// The header, for [`DetachedBuf`](super::DetachedBuf).
+    pub(super) fn header_ptr(&self) -> NonNull<Header> {
+        self.header
+    }
+
+    /// The pool that it is of, to be compared.
+    pub(super) fn pool(&self) -> *const () {
+        self.chunk().pool()
     }
 
     /// State of the chunk's registration with a ring.

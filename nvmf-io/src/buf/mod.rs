@@ -5,11 +5,15 @@
 //! - Handles are counted without atomics and cannot leave their thread; ring operations in flight hold handles.
 //! - A reference to the bytes exists only while (a) it came from `&mut` of the only handle, or (b) the buffer is
 //!   marked as being read, which every writer checks. Everything else copies through raw pointers.
+//! - A [`DetachedBuf`] is the only way to a buffer's bytes while it lives, and keeps their memory itself: it may go to
+//!   other threads and outlive the pool.
 
+mod detached;
 mod handle;
 mod pool;
 
 pub(crate) use handle::KernelWrite;
+pub use detached::DetachedBuf;
 pub use handle::{Buf, BufRef};
 pub(crate) use pool::Fixed;
 pub use pool::{BufPool, CLASS_BYTES, PoolConfig, ZERO_BYTES};

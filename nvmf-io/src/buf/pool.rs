@@ -11,7 +11,9 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use super::detached::{DetachedBuf, Home};
 use super::handle::{Buf, Header};
 use crate::sys::mmap::{Access, Mapping};
 
@@ -82,6 +84,10 @@ struct Inner {
     /// Identity of the ring the pool is registered with; 0 for none.
     ring: Cell<u32>,
     zero: Option<ChunkPtr>,
+    /// Where detached buffers go when they are dropped.
+    home: Arc<Home>,
+    /// Detached buffers that have not come back.
+    detached: Cell<usize>,
 }
 
 struct Class {
@@ -111,7 +117,8 @@ impl Drop for ChunkPtr {
 
 /// Memory of [`CHUNK_BYTES`] (less for the zero buffer), carved into buffers of one class.
 pub(super) struct Chunk {
-    mapping: Rc<Mapping>,
+    /// Shared with detached buffers, which may outlive the pool.
+    mapping: Arc<Mapping>,
     headers: Box<[Header]>,
     class: usize,
     free: Cell<usize>,
@@ -133,6 +140,8 @@ impl BufPool {
             max_chunks: config.max_bytes.div_ceil(CHUNK_BYTES).max(MIN_CHUNKS),
             ring: Cell::new(0),
             zero: Chunk::zero(weak.as_ptr()),
+            home: Arc::default(),
+            detached: Cell::new(0),
         });
         Self { inner }
     }
@@ -143,6 +152,9 @@ impl BufPool {
         let class = CLASS_BYTES.iter().position(|&bytes| len <= bytes)?;
         if len == 0 {
             return None;
+        }
+        if self.inner.detached.get() > 0 {
+            self.take_back();
         }
         let free = &self.inner.classes[class].free;
         let header = free.borrow_mut().pop();
@@ -189,7 +201,7 @@ impl BufPool {
                     } else {
                         mapping.prefer_huge_pages();
                     }
-                    Some((Rc::new(mapping), Fixed::Untried))
+                    Some((Arc::new(mapping), Fixed::Untried))
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the buffer pool cannot grow; requests wait for buffers in use");
@@ -246,12 +258,57 @@ impl BufPool {
         Some(unsafe { Buf::from_header(NonNull::from(header)) })
     }
 
+    /// Makes a buffer one that can leave this thread, when `buf` is its only handle and of this pool; else it comes back.
+    pub fn detach(&self, buf: Buf) -> Result<DetachedBuf, Buf> {
+        if !buf.is_unique() || buf.pool() != Rc::as_ptr(&self.inner).cast() {
+            return Err(buf);
+        }
+        let Some(detached) = DetachedBuf::new(&buf, &self.inner.home) else {
+            return Err(buf);
+        };
+        self.inner.detached.set(self.inner.detached.get() + 1);
+        // The header's count of handles stays at 1, so that the buffer is on no free list and its chunk is not idle;
+        // its count of the pool goes, so that the pool can end.
+        std::mem::forget(buf);
+        // SAFETY: the count is the one that the forgotten handle had, and `self` has another.
+        unsafe { Rc::decrement_strong_count(Rc::as_ptr(&self.inner)) };
+        Ok(detached)
+    }
+
+    /// Takes a detached buffer in again; one of another pool comes back.
+    pub fn attach(&self, detached: DetachedBuf) -> Result<Buf, DetachedBuf> {
+        let header = detached.into_header(&self.inner.home)?;
+        self.inner.detached.set(self.inner.detached.get() - 1);
+        // SAFETY: the count is given back when the handle made below is dropped.
+        unsafe { Rc::increment_strong_count(Rc::as_ptr(&self.inner)) };
+        // SAFETY: the header is of this pool, whose chunks with a detached buffer stay as they are, and its `refs`
+        // has been 1 since it was detached.
+        Ok(unsafe { Buf::from_header(header) })
+    }
+
+    /// Puts the detached buffers that were dropped on their free lists.
+    #[cold]
+    fn take_back(&self) {
+        while let Some(header) = self.inner.home.take() {
+            self.inner.detached.set(self.inner.detached.get() - 1);
+            // SAFETY: as in `attach`; whoever had it dropped it, so this is the only use of it.
+            let (fields, chunk) = unsafe { (header.as_ref(), header.as_ref().chunk.as_ref()) };
+            fields.refs.set(0);
+            chunk.free.set(chunk.free.get() + 1);
+            self.inner.classes[chunk.class]
+                .free
+                .borrow_mut()
+                .push(header);
+        }
+    }
+
     /// Bytes of address space that the pool holds for buffers, in use or free.
     pub fn mapped_bytes(&self) -> usize {
         self.inner.chunks.borrow().len() * CHUNK_BYTES
     }
 
-    /// Buffers in use, the zero buffer aside.
+    /// Buffers in use, the zero buffer aside. Detached buffers that were dropped count until the next
+    /// [`BufPool::alloc`].
     pub fn in_use(&self) -> usize {
         self.inner
             .chunks
@@ -281,14 +338,14 @@ impl fmt::Debug for BufPool {
 
 impl Chunk {
     /// Carves `mapping` into free buffers of `class`.
-    fn carve(mapping: Rc<Mapping>, class: usize, fixed: Fixed, pool: *const Inner) -> ChunkPtr {
+    fn carve(mapping: Arc<Mapping>, class: usize, fixed: Fixed, pool: *const Inner) -> ChunkPtr {
         let bytes = CLASS_BYTES[class] as usize;
         let count = mapping.len() / bytes;
         Self::with_headers(mapping, count, bytes, class, fixed, false, pool)
     }
 
     fn zero(pool: *const Inner) -> Option<ChunkPtr> {
-        let mapping = Rc::new(Mapping::anonymous(ZERO_BYTES as usize, Access::Read).ok()?);
+        let mapping = Arc::new(Mapping::anonymous(ZERO_BYTES as usize, Access::Read).ok()?);
         let chunk = Self::with_headers(
             mapping,
             1,
@@ -303,7 +360,7 @@ impl Chunk {
     }
 
     fn with_headers(
-        mapping: Rc<Mapping>,
+        mapping: Arc<Mapping>,
         count: usize,
         bytes: usize,
         class: usize,
@@ -357,13 +414,18 @@ impl Chunk {
         }
     }
 
+    /// The pool, to be compared.
+    pub(super) fn pool(&self) -> *const () {
+        self.pool.cast()
+    }
+
     pub(super) fn ring(&self) -> u32 {
         // SAFETY: who can reach a chunk holds a buffer of it, which keeps the pool alive.
         unsafe { (*self.pool).ring.get() }
     }
 
-    pub(super) fn mapping(&self) -> Rc<Mapping> {
-        Rc::clone(&self.mapping)
+    pub(super) fn mapping(&self) -> Arc<Mapping> {
+        Arc::clone(&self.mapping)
     }
 
     pub(super) fn iovec(&self) -> libc::iovec {

@@ -258,3 +258,56 @@ fn giving_back_is_last_in_first_out() {
         "the warm buffer is used again, with its old content"
     );
 }
+
+#[test]
+fn detached_buffers_come_back() {
+    let pool = smallest();
+    let mut buf = pool.alloc(2 << 20).unwrap();
+    buf.get_mut().unwrap().fill(1);
+    let copy = buf.clone();
+    let buf = pool.detach(buf).expect_err("two handles");
+    drop(copy);
+    let mut detached = pool.detach(buf).unwrap();
+    assert_eq!(pool.in_use(), 1);
+    assert!(pool.alloc(2 << 20).is_none(), "the class has one buffer");
+    detached[..5].fill(2);
+    let elsewhere = std::thread::spawn(move || {
+        detached[5] = 3;
+        detached
+    });
+    let detached = elsewhere.join().unwrap();
+    let buf = pool.attach(detached).unwrap();
+    assert!(buf.is_unique() && buf.len() == 2 << 20);
+    assert_eq!(buf.bytes().unwrap()[..8], [2, 2, 2, 2, 2, 3, 1, 1]);
+    // Dropped by another thread it is back with the next allocation.
+    let detached = pool.detach(buf).unwrap();
+    std::thread::spawn(move || drop(detached)).join().unwrap();
+    let buf = pool.alloc(2 << 20).expect("it came back");
+    assert_eq!(pool.in_use(), 1);
+    drop(buf);
+    assert_eq!(pool.in_use(), 0);
+    // Those of other pools, and the zero buffer, are left alone.
+    let other = smallest();
+    let foreign = other.alloc(10).unwrap();
+    let foreign = pool.detach(foreign).expect_err("of another pool");
+    let foreign = other.detach(foreign).unwrap();
+    let foreign = pool.attach(foreign).expect_err("of another pool");
+    assert!(pool.detach(pool.zero().unwrap()).is_err());
+    drop(other.attach(foreign).unwrap());
+}
+
+#[test]
+fn a_detached_buffer_outlives_its_pool() {
+    let pool = smallest();
+    let buf = pool.alloc(5000).unwrap();
+    buf.fill(0..5000, 9);
+    let kept = pool.alloc(5000).unwrap();
+    let mut detached = pool.detach(buf).unwrap();
+    drop(kept);
+    drop(pool);
+    assert!(detached.iter().all(|byte| *byte == 9));
+    detached.fill(8);
+    assert_eq!(detached.len(), 5000);
+    let new = smallest();
+    drop(new.attach(detached).expect_err("of another pool"));
+}

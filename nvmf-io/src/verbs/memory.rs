@@ -6,7 +6,6 @@
 use std::ffi::c_int;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use super::abi::*;
@@ -107,7 +106,7 @@ struct Chunk {
     base: usize,
     // Before the mapping: dropped first.
     region: Region,
-    _mapping: Rc<Mapping>,
+    _mapping: Arc<Mapping>,
 }
 
 /// A registered range of a buffer, and an owner of it.
