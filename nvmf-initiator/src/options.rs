@@ -87,7 +87,8 @@ pub struct ConnectOptions {
     pub disable_sqflow: bool,
     /// Type of service byte of the connections; `None` leaves the system's default.
     pub tos: Option<u8>,
-    /// A command that has no answer after this many milliseconds ends the association.
+    /// A command that has no answer after this many milliseconds is aborted; without an answer for as long again it ends the
+    /// association.
     pub io_timeout_ms: u32,
     /// Bound on each step of a connection attempt: the TCP handshake, ICResp, each admin command.
     pub connect_timeout_ms: u32,

@@ -1,6 +1,7 @@
 //! The admin queue on the control thread: commands as futures.
 //!
-//! Two tasks serve the socket, one reading and one writing; both end with it. A command's future may be dropped: its answer
+//! Two tasks serve the socket, one reading and one writing; both end with it. When the target breaks a rule the writer tells it so,
+//! with one termination request, before the socket is shut. A command's future may be dropped: its answer
 //! is then thrown away when it comes.
 
 use std::cell::{Cell, RefCell};
@@ -17,7 +18,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::error::AdminError;
-use super::link::{Link, push_pdu};
+use super::link::{Link, push_pdu, terminate, termination_request};
+use super::queue::TERMINATION_WAIT_MS;
 
 /// Bytes taken from the socket at a time: more than any Identify structure with its headers.
 const READ_BYTES: usize = 16 << 10;
@@ -54,6 +56,8 @@ struct Shared {
     send: Notify,
     /// A slot became free.
     room: Notify,
+    /// The writer has sent its last.
+    farewell: Notify,
     /// Whether the controller said anything since this was last cleared.
     heard: Cell<bool>,
     stream: tokio_uring::net::TcpStream,
@@ -79,6 +83,7 @@ impl AdminQueue {
             over: Notify::new(),
             send: Notify::new(),
             room: Notify::new(),
+            farewell: Notify::new(),
             heard: Cell::new(false),
             stream: link.stream,
             socket: link.socket,
@@ -87,6 +92,7 @@ impl AdminQueue {
         let reader = tokio_uring::spawn(async move {
             let cause = reading.read(&rest).await;
             reading.end(cause);
+            reading.wait_farewell().await;
         });
         let writer = tokio_uring::spawn(async move { writing.write().await });
         AdminQueue {
@@ -202,8 +208,9 @@ impl Shared {
             return;
         }
         *self.ended.borrow_mut() = Some(cause);
-        // An error means that the connection is down already.
-        let _ = self.socket.shutdown(Shutdown::Both);
+        if !self.conn.borrow().is_terminating() {
+            self.shut();
+        }
         self.slots
             .borrow_mut()
             .iter_mut()
@@ -211,6 +218,19 @@ impl Shared {
         self.over.notify_waiters();
         self.room.notify_waiters();
         self.send.notify_one();
+    }
+
+    fn shut(&self) {
+        // An error means that the connection is down already.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Where the target broke a rule, the writer tells it so once what it was sending is sent. Bounded, since the target may
+    /// not be reading.
+    async fn wait_farewell(&self) {
+        let limit = Duration::from_millis(2 * u64::from(TERMINATION_WAIT_MS));
+        let _ = timeout(limit, self.farewell.notified()).await;
+        self.shut();
     }
 
     async fn read(&self, rest: &[u8]) -> String {
@@ -290,7 +310,11 @@ impl Shared {
             self.send.notified().await;
             loop {
                 if self.ended.borrow().is_some() {
-                    return;
+                    let request = termination_request(&mut self.conn.borrow_mut());
+                    if let Some(request) = request {
+                        terminate(&self.stream, request).await;
+                    }
+                    return self.farewell.notify_one();
                 }
                 let bytes = self.collect();
                 if bytes.is_empty() {
@@ -298,7 +322,8 @@ impl Shared {
                 }
                 let (sent, _) = self.stream.write_all(bytes).await;
                 if let Err(error) = sent {
-                    return self.end(error.to_string());
+                    self.end(error.to_string());
+                    return self.farewell.notify_one();
                 }
             }
         }

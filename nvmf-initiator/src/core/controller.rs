@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
+use super::aborts::Aborts;
 use super::admin::AdminData;
 use super::association::Association;
 use super::error::{AdminError, ConnectError};
@@ -437,14 +438,21 @@ impl Task {
         };
         let mut event = request_event();
         let mut events_work = true;
+        let mut aborts = Aborts::new(&association.admin, association.identify.acl);
         loop {
             tokio::select! {
                 cause = association.admin.wait_ended() => return Over::Lost(format!("admin queue: {cause}")),
-                Some(FromShard::QueueFailed { association: number, qid, error }) = self.queue_events.recv() => {
-                    if number == self.number {
+                Some(event) = self.queue_events.recv() => match event {
+                    FromShard::QueueFailed { association: number, qid, error } if number == self.number => {
                         return Over::Lost(format!("I/O queue {qid}: {error}"));
                     }
-                }
+                    FromShard::CommandLate { association: number, qid, cid } if number == self.number => {
+                        aborts.ask(qid, cid);
+                    }
+                    // Of an association that is over.
+                    FromShard::QueueFailed { .. } | FromShard::CommandLate { .. } => {}
+                },
+                error = aborts.failed() => return Over::Lost(format!("Abort: {error}")),
                 result = &mut event, if events_work => match result {
                     Ok(reply) => {
                         if let Err(error) = self.on_event(association, AsyncEvent(reply.cqe.dw0.get())).await {

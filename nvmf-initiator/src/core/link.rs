@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use zerocopy::IntoBytes;
 
 use super::error::ConnectError;
+use super::queue::TERMINATION_WAIT_MS;
 use crate::host::HostIdentity;
 use crate::options::Target;
 
@@ -27,6 +28,33 @@ use crate::options::Target;
 const READ_BYTES: usize = 8192;
 /// R2Ts that a controller may have open for one command. The Linux target ignores more, and the windows are its choice.
 const MAX_R2T: u16 = 16;
+
+/// Gives the target a termination request, then waits for it to close the connection, for a moment. It has broken the rules, so
+/// whether it does is of no consequence.
+pub(crate) async fn terminate(stream: &tokio_uring::net::TcpStream, request: Vec<u8>) {
+    let goodbye = async {
+        let (sent, _) = stream.write_all(request).await;
+        let mut buf = vec![0; READ_BYTES];
+        let mut open = sent.is_ok();
+        while open {
+            let (read, back) = stream.read(buf).await;
+            buf = back;
+            open = matches!(read, Ok(1..));
+        }
+    };
+    let limit = Duration::from_millis(TERMINATION_WAIT_MS.into());
+    // Nothing is done differently when it does not.
+    let _ = timeout(limit, goodbye).await;
+}
+
+/// The termination request that a connection has to send, if any.
+pub(crate) fn termination_request(conn: &mut HostConn) -> Option<Vec<u8>> {
+    let mut header: TxHeader = [0; TX_HEADER_BYTES];
+    let pdu = conn
+        .is_terminating()
+        .then(|| conn.poll_transmit(&mut header))??;
+    Some(header[..pdu.header_bytes.into()].to_vec())
+}
 
 /// What a queue is connected with.
 pub(crate) struct QueueSpec<'a> {
@@ -131,10 +159,15 @@ impl Link {
             }
             let mut input = &buf[..read];
             loop {
-                let (used, received) = self
-                    .conn
-                    .receive(input)
-                    .map_err(|violation| violated(spec, violation))?;
+                let (used, received) = match self.conn.receive(input) {
+                    Ok(received) => received,
+                    Err(violation) => {
+                        if let Some(request) = termination_request(&mut self.conn) {
+                            terminate(&self.stream, request).await;
+                        }
+                        return Err(violated(spec, violation));
+                    }
+                };
                 input = &input[used..];
                 match received {
                     HostReceived::NeedMore => break,
@@ -209,11 +242,15 @@ async fn exchange_ic(
             return Err(ended("closed by the target".to_owned()));
         }
         // Behind ICResp nothing can come: the target speaks only when asked.
-        let (_, params) = handshake
-            .receive(&buf[..read])
-            .map_err(|violation| violated(spec, violation))?;
-        if let Some(params) = params {
-            return Ok(params);
+        match handshake.receive(&buf[..read]) {
+            Ok((_, Some(params))) => return Ok(params),
+            Ok((_, None)) => {}
+            Err(violation) => {
+                if let Some(request) = handshake.termination(&violation) {
+                    terminate(stream, request).await;
+                }
+                return Err(violated(spec, violation));
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nvme_proto::tcp::host::HostConn;
-use nvme_proto::wire::Qid;
+use nvme_proto::wire::{Cid, Qid};
 use tokio::sync::{mpsc, oneshot};
 
 use super::namespace::NamespaceInfo;
@@ -62,7 +62,7 @@ pub struct NewQueue {
     pub conn: HostConn,
     /// Bytes received after the Connect response.
     pub bytes: Vec<u8>,
-    /// A command without an answer for this long ends the queue.
+    /// A command without an answer for this long is to be aborted; without one for as long again it ends the queue.
     pub io_timeout_ms: u32,
     /// Where the queue reports its end.
     pub events: EventSink,
@@ -129,6 +129,15 @@ pub enum ToShard {
 /// From a shard.
 #[derive(Debug)]
 pub enum FromShard {
+    /// A command has no answer in time, and should be aborted.
+    CommandLate {
+        /// Of which association.
+        association: u32,
+        /// Its queue.
+        qid: Qid,
+        /// Which.
+        cid: Cid,
+    },
     /// A queue failed. Its commands are held, and the rest of the controller's on this shard too.
     QueueFailed {
         /// Of which association.

@@ -14,6 +14,7 @@
 //! holds no operation on them, and says so; only then is a new association made, and only on its queues are held commands
 //! sent again. Sockets close with a reset, so nothing of the old association stays in a send buffer of this host.
 
+pub(crate) mod aborts;
 pub(crate) mod admin;
 pub(crate) mod association;
 pub mod controller;

@@ -6,7 +6,8 @@
 //!   is held there, and by the ring while the kernel may touch it;
 //! - after `IoQueue::fail` no completion is reported any more. Once nothing is in flight the socket is closed, and
 //!   only then do the open commands come out again ([`IoQueue::take_open`]), so that no byte of the old connection is
-//!   sent or stored after one of them was issued elsewhere.
+//!   sent or stored after one of them was issued elsewhere;
+//! - where the target broke a rule, one termination request is the last thing that it is sent.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nvme_proto::digest::{Crc, DIGEST_BYTES};
-use nvme_proto::queue::Transfer;
+use nvme_proto::queue::{SlotId, Transfer};
 use nvme_proto::tcp::host::{HostConn, HostReceived};
 use nvme_proto::tcp::pdu::Fes;
 use nvme_proto::tcp::{TX_HEADER_BYTES, TxHeader};
@@ -49,8 +50,10 @@ pub enum QueueError {
         /// Fatal Error Information.
         fei: u32,
     },
-    /// A command had no answer in time.
-    #[error("a command had no answer within {0} ms")]
+    /// A command had no answer in time, nor after its abort was asked for.
+    #[error(
+        "a command had no answer within {0} ms, and none for as long again after its abort was asked for"
+    )]
     CommandTimeout(u32),
     /// No buffer for the queue's own use.
     #[error("the buffer pool has no room for another queue; raise its bound")]
@@ -90,7 +93,10 @@ struct Slot {
     buf_offset: u32,
     /// Bytes that a successful command must bring.
     expected_in: u32,
-    issued_ms: u32,
+    /// When it was issued, or when its abort was asked for.
+    since_ms: u32,
+    /// It was late once: its abort was asked for.
+    abort_asked: bool,
 }
 
 /// How a command ended on this queue.
@@ -103,10 +109,16 @@ pub(crate) struct Finished {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Live,
+    /// The target broke a rule: the termination request goes out, and the target has until this time to close the connection.
+    Terminating(u32),
     /// Shut; waits for the kernel to give the operations back.
     Closing,
     Closed,
 }
+
+/// How long a target that was sent a termination request gets to close the connection. Commands are held meanwhile, so it is
+/// not the half minute that a controller gives; one that reads its socket at all needs a round trip.
+pub(crate) const TERMINATION_WAIT_MS: u32 = 1000;
 
 const DSM_RANGE_BYTES: u32 = DsmRange::SIZE as u32;
 
@@ -189,9 +201,9 @@ impl IoQueue {
         self.phase == Phase::Closed
     }
 
-    /// Commands that are open.
-    pub fn open(&self) -> u32 {
-        self.open
+    /// Whether something here may be late: a command, or the target's end of a connection that was terminated.
+    pub fn needs_time(&self) -> bool {
+        self.open > 0 || self.is_terminating()
     }
 
     /// Whether another command fits.
@@ -227,7 +239,8 @@ impl IoQueue {
             buf,
             buf_offset,
             expected_in,
-            issued_ms: now_ms,
+            since_ms: now_ms,
+            abort_asked: false,
         });
         self.open += 1;
         true
@@ -245,11 +258,15 @@ impl IoQueue {
             SEND => self.on_sent(completion),
             _ => Ok(()),
         };
-        if self.phase == Phase::Closing {
-            self.try_close(ring);
-            return Ok(());
+        if self.phase == Phase::Live {
+            return result;
         }
-        result
+        if result.is_err() {
+            // There is nobody to hear the termination request.
+            self.shut(ring);
+        }
+        self.try_close(ring);
+        Ok(())
     }
 
     fn on_received(
@@ -261,8 +278,18 @@ impl IoQueue {
         if !completion.more {
             self.receiving = false;
         }
-        if self.phase != Phase::Live {
-            return Ok(());
+        match self.phase {
+            Phase::Live => {}
+            Phase::Terminating(_) => {
+                match completion.result {
+                    // What the target still says does not count any more.
+                    Ok(1..) => self.arm(ring),
+                    // It closed the connection, as it should.
+                    Ok(0) | Err(_) => self.shut(ring),
+                }
+                return Ok(());
+            }
+            Phase::Closing | Phase::Closed => return Ok(()),
         }
         match completion.result {
             Ok(0) => return Err(QueueError::ClosedByPeer),
@@ -340,9 +367,10 @@ impl IoQueue {
 
     /// Sends what the connection has to say, unless a send is in flight: then it goes out after that one.
     pub fn flush(&mut self, ring: &mut Ring) {
-        let (Phase::Live, Some(socket), Some(mut batch)) =
-            (self.phase, self.socket, self.batch.take())
-        else {
+        let (Phase::Live | Phase::Terminating(_), Some(socket)) = (self.phase, self.socket) else {
+            return;
+        };
+        let Some(mut batch) = self.batch.take() else {
             return;
         };
         // A PDU takes a header, a payload and a digest, and once taken from the connection it has to fit.
@@ -382,12 +410,30 @@ impl IoQueue {
         }
     }
 
-    /// The oldest open command's age exceeds the time-out.
-    pub fn timed_out(&self, now_ms: u32) -> Option<QueueError> {
-        let late = |slot: &Slot| now_ms.wrapping_sub(slot.issued_ms) >= self.io_timeout_ms;
-        let any =
-            self.phase == Phase::Live && self.open > 0 && self.slots.iter().flatten().any(late);
-        any.then_some(QueueError::CommandTimeout(self.io_timeout_ms))
+    /// Looks for commands that have no answer in time. The abort of one is asked for, once; one that has no answer for as long again
+    /// after that ends the queue.
+    pub fn check_times(&mut self, now_ms: u32) -> Result<(), QueueError> {
+        if self.phase != Phase::Live || self.open == 0 {
+            return Ok(());
+        }
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Some(slot) = slot else { continue };
+            if now_ms.wrapping_sub(slot.since_ms) < self.io_timeout_ms {
+                continue;
+            }
+            if slot.abort_asked {
+                return Err(QueueError::CommandTimeout(self.io_timeout_ms));
+            }
+            slot.abort_asked = true;
+            slot.since_ms = now_ms;
+            // Without a receiver the controller is being ended, and the queue with it.
+            let _ = self.events.send(FromShard::CommandLate {
+                association: self.association,
+                qid: self.qid,
+                cid: self.conn.command(SlotId(index as u16)).cid(),
+            });
+        }
+        Ok(())
     }
 
     /// Tells the control thread that the queue is of no use any more.
@@ -400,12 +446,37 @@ impl IoQueue {
         });
     }
 
-    /// Ends the queue: shuts the socket and closes it as soon as the kernel holds no operation on it.
-    pub fn fail(&mut self, ring: &mut Ring) {
+    /// Ends the queue: shuts the socket and closes it as soon as the kernel holds no operation on it. Where the target broke a rule it
+    /// is told so first, and gets some time to close the connection itself.
+    pub fn fail(&mut self, ring: &mut Ring, now_ms: u32) {
         if self.phase != Phase::Live {
             return;
         }
         self.conn.close(|_| {});
+        if self.conn.is_terminating() {
+            self.phase = Phase::Terminating(now_ms.wrapping_add(TERMINATION_WAIT_MS));
+            self.arm(ring);
+            self.flush(ring);
+        } else {
+            self.shut(ring);
+        }
+    }
+
+    /// Whether the target is still to close the connection after a termination request.
+    pub fn is_terminating(&self) -> bool {
+        matches!(self.phase, Phase::Terminating(_))
+    }
+
+    /// The target had its time to close the connection.
+    pub fn check_termination(&mut self, ring: &mut Ring, now_ms: u32) {
+        if let Phase::Terminating(until_ms) = self.phase
+            && now_ms.wrapping_sub(until_ms) < u32::MAX / 2
+        {
+            self.shut(ring);
+        }
+    }
+
+    fn shut(&mut self, ring: &mut Ring) {
         self.phase = Phase::Closing;
         if let Some(socket) = self.socket {
             // An error means that the connection is down already.

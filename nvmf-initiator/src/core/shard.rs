@@ -38,6 +38,8 @@ const QUEUE_TOKENS: u32 = 1;
 pub const FIRST_FREE_TOKEN_SPACE: u32 = QUEUE_TOKENS + MAX_QUEUES;
 /// How often open commands are looked through for one that is late. Time-outs are seconds.
 const TIMEOUT_CHECK_MS: u32 = 500;
+/// More than this between two looks at the clock, while something was due, and nobody was turning the shard.
+const MAX_TICK_MS: u32 = 2 * TIMEOUT_CHECK_MS;
 
 /// Where a head stands on this shard; valid until the head is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +88,10 @@ pub struct Shard {
     finished: Vec<Finished>,
     /// Parts that wait for their time.
     delayed: u32,
-    started: Instant,
+    /// The shard's clock, which stands still while nobody turns the shard: what waits unseen in a socket is not late.
     now_ms: u32,
+    /// When the clock was last moved.
+    ticked: Instant,
     last_check_ms: u32,
 }
 
@@ -105,8 +109,8 @@ impl Shard {
             dirty: Vec::new(),
             finished: Vec::new(),
             delayed: 0,
-            started: Instant::now(),
             now_ms: 0,
+            ticked: Instant::now(),
             last_check_ms: 0,
         }
     }
@@ -281,7 +285,15 @@ impl Shard {
 
     /// Looks at the clock: late commands, and parts whose time has come. Call it at least at [`Shard::deadline`].
     pub fn tick(&mut self, now: Instant) {
-        self.now_ms = now.duration_since(self.started).as_millis() as u32;
+        let gap = now.saturating_duration_since(self.ticked).as_millis();
+        if gap > MAX_TICK_MS.into() {
+            self.now_ms = self.now_ms.wrapping_add(MAX_TICK_MS);
+            self.ticked = now;
+        } else {
+            // What is less than a millisecond is kept for the next time.
+            self.now_ms = self.now_ms.wrapping_add(gap as u32);
+            self.ticked += Duration::from_millis(gap as u64);
+        }
         if self.delayed > 0 {
             for index in 0..self.heads.len() {
                 if self.heads[index]
@@ -299,10 +311,13 @@ impl Shard {
         }
         self.last_check_ms = self.now_ms;
         for index in 0..self.queues.len() {
-            if let Some(error) = self.queues[index]
-                .as_ref()
-                .and_then(|queue| queue.timed_out(self.now_ms))
-            {
+            let Some(queue) = &mut self.queues[index] else {
+                continue;
+            };
+            if queue.is_terminating() {
+                queue.check_termination(&mut self.ring, self.now_ms);
+                self.reap_closed(index);
+            } else if let Err(error) = queue.check_times(self.now_ms) {
                 self.fail_queue(index, error);
             }
         }
@@ -314,12 +329,13 @@ impl Shard {
         let waits = |head: &NamespaceHead| head.state == HeadState::Live && !head.retry.is_empty();
         let at_ms = if self.delayed > 0 && self.heads.iter().flatten().any(waits) {
             self.now_ms.wrapping_add(RETRY_GRANULARITY_MS)
-        } else if self.queues.iter().flatten().any(|queue| queue.open() > 0) {
+        } else if self.queues.iter().flatten().any(IoQueue::needs_time) {
             self.last_check_ms.wrapping_add(TIMEOUT_CHECK_MS)
         } else {
             return None;
         };
-        Some(self.started + Duration::from_millis(at_ms.into()))
+        let left_ms = at_ms.wrapping_sub(self.now_ms);
+        Some(self.ticked + Duration::from_millis(left_ms.into()))
     }
 
     // --- issuing -------------------------------------------------------------------------------------------------
@@ -649,7 +665,7 @@ impl Shard {
         if !queue.is_live() {
             return;
         }
-        queue.fail(&mut self.ring);
+        queue.fail(&mut self.ring, self.now_ms);
         queue.report(error);
         let controller = queue.controller;
         self.hold(controller);
@@ -671,7 +687,7 @@ impl Shard {
         let queues = controller.queues.clone();
         for index in queues {
             if let Some(queue) = &mut self.queues[index] {
-                queue.fail(&mut self.ring);
+                queue.fail(&mut self.ring, self.now_ms);
             }
             self.reap_closed(index);
         }

@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
+use std::time::Instant;
 
 use bytes::Bytes;
 use nvmf_initiator::handle::{Buffer, HandleError, MAX_IO_BYTES, Namespace};
@@ -11,7 +12,7 @@ use nvmf_initiator::polled::{IoError, SessionConfig, SessionError};
 use nvmf_initiator::wire::Status;
 use nvmf_io::PoolConfig;
 
-use crate::target::{Target, session_config};
+use crate::target::{PATIENCE, Target, session_config};
 
 const MIB: u64 = 1 << 20;
 
@@ -25,11 +26,13 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut future = pin!(future);
+    let start = Instant::now();
     loop {
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(value) => return value,
-            Poll::Pending => std::thread::park(),
+            Poll::Pending => std::thread::park_timeout(PATIENCE),
         }
+        assert!(start.elapsed() < 2 * PATIENCE, "no answer");
     }
 }
 

@@ -12,8 +12,8 @@ mod detached;
 mod handle;
 mod pool;
 
-pub(crate) use handle::KernelWrite;
 pub use detached::DetachedBuf;
+pub(crate) use handle::KernelWrite;
 pub use handle::{Buf, BufRef};
 pub(crate) use pool::Fixed;
 pub use pool::{BufPool, CLASS_BYTES, PoolConfig, ZERO_BYTES};
