@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 /// What a path that means "off" is written as.
 pub const NONE: &str = "none";
 
+/// Said where somebody asks for it.
+pub const NO_TCP: &str =
+    "the management API is not served over TCP: this build has no TLS to know its clients by";
+
 /// A place that has a default and can be switched off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Chosen {
@@ -18,12 +22,17 @@ pub enum Chosen {
 }
 
 impl Chosen {
-    /// What was written: `none`, or a path.
-    pub fn written(path: &Path) -> Self {
+    /// What was written: `none`, or a path. A network address is neither.
+    pub fn written(path: &Path) -> Result<Self, String> {
         if path.as_os_str() == NONE {
-            Chosen::Off
+            Ok(Chosen::Off)
+        } else if path.to_string_lossy().contains("://") {
+            Err(format!(
+                "{}: {NO_TCP}; write the path of a unix socket",
+                path.display()
+            ))
         } else {
-            Chosen::At(path.to_owned())
+            Ok(Chosen::At(path.to_owned()))
         }
     }
 }

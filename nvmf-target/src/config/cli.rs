@@ -268,7 +268,7 @@ impl Cli {
     fn quick_form(&self, identity: &Identity, problems: &mut Collector) -> Option<Config> {
         let managed = [&self.rpc, &self.state_dir].into_iter().flatten();
         let mut managed = managed.map(|path| Chosen::written(path));
-        if self.namespaces.is_empty() && !managed.any(|chosen| chosen != Chosen::Off) {
+        if self.namespaces.is_empty() && !managed.any(|chosen| chosen != Ok(Chosen::Off)) {
             problems.push(
                 &Place::key("nothing to serve"),
                 "give at least one of --file, --block, --passthru, --memory, --null, or --config FILE, or --rpc PATH to be told later; --help explains them",
@@ -372,16 +372,14 @@ impl Cli {
 
 /// A place of the API as a flag names it, with its path made absolute.
 fn chosen(flag: &str, path: &Path, problems: &mut Collector) -> Chosen {
-    match Chosen::written(path) {
+    let written = Chosen::written(path).and_then(|chosen| match chosen {
         Chosen::At(path) => match std::path::absolute(&path) {
-            Ok(path) => Chosen::At(path),
-            Err(error) => {
-                problems.push(&Place::key(flag), error.to_string());
-                Chosen::Off
-            }
+            Ok(path) => Ok(Chosen::At(path)),
+            Err(error) => Err(error.to_string()),
         },
-        chosen => chosen,
-    }
+        chosen => Ok(chosen),
+    });
+    problems.ok(&Place::key(flag), written).unwrap_or_default()
 }
 
 /// The storage with its path made absolute, so that the working directory does not enter the namespace's identity.

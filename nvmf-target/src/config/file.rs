@@ -12,6 +12,7 @@ use toml::Spanned;
 use uuid::Uuid;
 
 use super::address::TcpAddress;
+use super::api::NO_TCP;
 use super::cli::DEFAULT_LISTEN;
 use super::limits::{self, KeepAliveBounds, Limits, TcpOptions};
 use super::nqn::subsystem_nqn;
@@ -122,6 +123,8 @@ struct RawKeepAlive {
 struct RawApi {
     socket: Option<Spanned<PathBuf>>,
     state_dir: Option<Spanned<PathBuf>>,
+    /// Refused, with the reason.
+    tls: Option<Spanned<toml::Value>>,
 }
 
 #[derive(Deserialize)]
@@ -359,16 +362,24 @@ impl RawKeepAlive {
 
 impl RawApi {
     fn check(self, problems: &mut Collector) -> ApiOptions {
+        if let Some(tls) = &self.tls {
+            problems.push(
+                &Place::at("tls", tls.span()),
+                format!("{NO_TCP}; leave it out"),
+            );
+        }
         let mut place = |key: &str, path: Option<Spanned<PathBuf>>| {
             let Some(path) = path else {
                 return Chosen::Default;
             };
-            let chosen = Chosen::written(path.get_ref());
+            let at_place = Place::at(key, path.span());
+            let written = Chosen::written(path.get_ref());
+            let chosen = problems.ok(&at_place, written).unwrap_or_default();
             if let Chosen::At(at) = &chosen
                 && !at.is_absolute()
             {
                 problems.push(
-                    &Place::at(key, path.span()),
+                    &at_place,
                     format!(
                         "{} depends on where the target is started; write an absolute path, or \"none\"",
                         at.display()

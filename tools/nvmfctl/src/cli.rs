@@ -217,7 +217,7 @@ pub enum Listener {
     Add {
         /// The subsystem
         nqn: String,
-        /// Such as 10.0.0.5:4420 or [fd00::5]:4420
+        /// Such as 10.0.0.5:4420; an IPv6 address in brackets
         address: std::net::SocketAddr,
     },
     /// Serve it there no more, cutting off those who came that way

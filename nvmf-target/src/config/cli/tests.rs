@@ -315,4 +315,8 @@ fn a_target_may_start_empty_to_be_told_later() {
     assert_eq!(kept.subsystems.len(), 1);
     assert_eq!(kept.api.state_dir, Chosen::At("/srv/state".into()));
     assert!(config(&["--rpc", "none"]).is_err(), "nobody could tell it");
+    assert_eq!(
+        config(&["--rpc", "tcp://127.0.0.1:9000"]).unwrap_err(),
+        "--rpc: tcp://127.0.0.1:9000: the management API is not served over TCP: this build has no TLS to know its clients by; write the path of a unix socket"
+    );
 }

@@ -509,6 +509,13 @@ fn every_problem_is_reported_at_once() {
 
 #[test]
 fn the_api_is_where_the_file_says() {
+    let tls = messages("[api]\nsocket = \"tcp://10.0.0.1:9000\"\n[api.tls]\ncert = \"/c\"\n");
+    assert_eq!(tls.len(), 2, "{tls:?}");
+    assert!(
+        tls.iter()
+            .all(|message| message.contains("not served over TCP")),
+        "{tls:?}"
+    );
     let api = parse(Path::new("t.toml"), "").unwrap().api;
     assert_eq!(api, ApiOptions::default());
     let text = "[api]\nsocket = \"/run/a.sock\"\nstate-dir = \"none\"\n";
