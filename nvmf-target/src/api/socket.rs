@@ -1,7 +1,7 @@
 //! The socket file: made with mode 0600 from its first instant, refused while another target listens there, and taken over from a
 //! target that died.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -64,6 +64,7 @@ pub fn bind(path: &Path) -> Result<Bound, SocketError> {
         let made = builder.recursive(true).mode(0o755).create(directory);
         made.map_err(failed("make its directory"))?;
     }
+    let _alone = alone(path).map_err(failed("lock its directory"))?;
     clear(path)?;
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
@@ -87,8 +88,19 @@ pub fn bind(path: &Path) -> Result<Bound, SocketError> {
     Ok(bound)
 }
 
-/// Removes the socket of a target that is gone. Two targets that start at the same instant could both come to that; the state
-/// directory's lock, which is taken before, keeps them apart.
+/// Locks the directory for as long as the result lives, so that of two targets that start at one instant none takes the other's new
+/// socket for that of a dead one.
+fn alone(path: &Path) -> io::Result<File> {
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    };
+    let directory = File::open(directory)?;
+    directory.lock()?;
+    Ok(directory)
+}
+
+/// Removes the socket of a target that is gone.
 fn clear(path: &Path) -> Result<(), SocketError> {
     let kind = match fs::symlink_metadata(path) {
         Ok(found) => found.file_type(),

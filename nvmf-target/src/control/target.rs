@@ -226,9 +226,11 @@ impl Target {
         patience: Duration,
     ) -> Result<Namespace, OpenError> {
         let subsystems = self.subsystems.borrow();
-        let tables = subsystems
+        // What the API or a pool serves cannot move to the configuration: both would write it.
+        let declared = subsystems
             .iter()
-            .map(|served| Arc::clone(&served.subsystem.borrow().namespaces));
+            .filter(|served| served.owner == Owner::File);
+        let tables = declared.map(|served| Arc::clone(&served.subsystem.borrow().namespaces));
         let served = tables.into_iter().find_map(|table| {
             let mut all = table.iter();
             let found = all.find(|namespace| open::serves(&namespace.backing, config));

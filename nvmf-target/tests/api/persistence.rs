@@ -272,3 +272,83 @@ fn states_after(
     }
     states
 }
+
+#[test]
+fn what_cannot_be_kept_is_not_done() {
+    let target = client::empty();
+    fill(&target);
+    let before = everything(&target);
+    // As root no permission is missing; a directory that is gone cannot be written by anybody.
+    let (state, away) = (target.file(client::STATE), target.file("away"));
+    fs::rename(&state, &away).unwrap();
+    for (method, params) in [
+        (
+            "nvmf_create_subsystem",
+            json!({"nqn": "nqn.2025-01.org.example:new"}),
+        ),
+        ("nvmf_delete_subsystem", json!({"nqn": NQN})),
+        ("nvmf_subsystem_remove_ns", json!({"nqn": NQN, "nsid": 1})),
+        (
+            "bdev_null_create",
+            json!({"name": "new", "num_blocks": 8, "block_size": 512}),
+        ),
+        ("bdev_malloc_delete", json!({"name": "mem"})),
+        ("bdev_null_resize", json!({"name": "nil", "new_size": 9})),
+    ] {
+        let error = target.refusal(method, params);
+        assert!(
+            error.message.contains("nothing was changed"),
+            "{method}: {error}"
+        );
+    }
+    assert_eq!(everything(&target), before);
+    assert_eq!(
+        target
+            .call("bdev_get_bdevs", Value::Null)
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
+    fs::rename(&away, &state).unwrap();
+    target.call(
+        "bdev_null_create",
+        json!({"name": "new", "num_blocks": 8, "block_size": 512}),
+    );
+}
+
+#[test]
+fn changes_that_come_at_once_are_all_made_and_kept() {
+    const CLIENTS: usize = 8;
+    const EACH: usize = 6;
+    let mut target = client::empty();
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let rpc = target.rpc();
+            scope.spawn(move || {
+                for turn in 0..EACH {
+                    let name = format!("b{client}-{turn}");
+                    let nqn = format!("{NQN}{client}-{turn}");
+                    let bdev = json!({"name": name, "num_blocks": 8, "block_size": 512});
+                    rpc.call("bdev_null_create", bdev).unwrap();
+                    rpc.call("nvmf_create_subsystem", json!({"nqn": nqn}))
+                        .unwrap();
+                    let namespace = json!({"nqn": nqn, "namespace": {"bdev_name": name}});
+                    assert_eq!(rpc.call("nvmf_subsystem_add_ns", namespace).unwrap(), 1);
+                    if turn % 2 == 1 {
+                        rpc.call("nvmf_delete_subsystem", json!({"nqn": nqn}))
+                            .unwrap();
+                        rpc.call("bdev_null_delete", json!({"name": name})).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let kept = CLIENTS * EACH / 2;
+    let before = everything(&target);
+    assert_eq!(summary(&before), [kept, kept, kept, 0]);
+    target.signal(Signal::KILL);
+    target.wait_exit();
+    let target = client::empty_in(target.into_dir());
+    assert_eq!(everything(&target), before);
+}

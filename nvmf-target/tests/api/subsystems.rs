@@ -294,6 +294,19 @@ fn a_reload_leaves_alone_what_the_api_made() {
         assert_eq!(session.namespaces(), [1]);
         Session::bring_up(own, Options::new(NQN));
     }
+    // So is declaring storage that the API serves: both would write it.
+    let path = target.file("disk");
+    fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    target.call("bdev_aio_create", json!({"name": "disk", "filename": path}));
+    target.call(
+        "nvmf_subsystem_add_ns",
+        json!({"nqn": NQN, "namespace": {"bdev_name": "disk"}}),
+    );
+    let outcome = target.reload(&format!(
+        "{text}[[subsystem.namespace]]\nkind = \"file\"\npath = \"{}\"\n{api}",
+        path.display()
+    ));
+    assert!(outcome.contains("is served already"), "{outcome}");
     // Declaring what the API has is refused, with the reason.
     let outcome = target.reload(
         &format!("{text}{api}[[subsystem]]\nnqn = \"{NQN}\"\n").replace(
@@ -302,5 +315,5 @@ fn a_reload_leaves_alone_what_the_api_made() {
         ),
     );
     assert!(outcome.contains("nvmf_create_subsystem"), "{outcome}");
-    assert_eq!(session.namespaces(), [1]);
+    assert_eq!(session.namespaces(), [1, 2]);
 }
