@@ -49,6 +49,9 @@ guest    fuse3              fusermount, for FUSE without root
 guest    jq                 reads JSON output
 guest    python3            replays what dm-log-writes recorded, in tests of power cuts
 guest    strace             shows the system calls that reach a file
+guest    curl               asks the Docker plugin as dockerd does
+guest    docker.io          runs containers on volumes; its service is not started
+guest    busybox-static     all that such a container needs
 guest    tshark             reads captures with an NVMe/TCP dissector that is not ours
 LIST
 }
@@ -75,6 +78,13 @@ if [ "$(id -u)" != 0 ]; then
   root=(sudo)
 fi
 apt() { "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >/dev/null </dev/null; }
+# Debian starts the services that it installs, unless this says no. Tests start what they need themselves.
+policy=/usr/sbin/policy-rc.d
+if [[ " ${missing[*]} " == *' docker.io '* ]] && [ ! -e $policy ]; then
+  trap '"${root[@]}" rm -f $policy' EXIT
+  printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee $policy >/dev/null
+  "${root[@]}" chmod 755 $policy
+fi
 apt update
 apt install -y --no-install-recommends "${missing[@]}"
 echo "apt: installed ${missing[*]}" >&2
