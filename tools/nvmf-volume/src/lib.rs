@@ -9,7 +9,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`node`] | devices from the daemon, and who claims them |
-//! | [`stage`] | from a device to a mounted file system, and back |
+//! | [`mod@stage`] | from a device to a mounted file system, and back |
 //! | [`content`] | what is on a device |
 //! | [`filesystem`] | making, checking and growing ext4 and XFS |
 //! | [`mount`] | mounting, binding, unmounting |
