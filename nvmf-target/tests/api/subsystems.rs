@@ -258,6 +258,9 @@ fn what_the_configuration_declares_is_read_only() {
         assert_eq!(error.code, code::NOT_PERMITTED, "{method}: {error}");
         assert!(error.message.contains("configuration"), "{method}: {error}");
     }
+    let declared = format!("{NQN}:1");
+    let error = target.refusal("bdev_malloc_delete", json!({"name": declared}));
+    assert_eq!(error.code, code::NOT_PERMITTED, "{error}");
     let error = target.refusal("nvmf_create_subsystem", json!({"nqn": NQN}));
     assert_eq!(error.code, code::EXISTS, "{error}");
     // Nor does a listener of the API's open it to anybody.

@@ -185,6 +185,11 @@ fn exit_codes_tell_what_went_wrong() {
         (&["namespace", "add", NQN, "n"], 6, "already"),
         (&["subsystem", "delete", declared], 8, "configuration"),
         (
+            &["bdev", "delete", &format!("{declared}:1")],
+            8,
+            "configuration",
+        ),
+        (
             &["volume", "create", "p", "v", "--size", "1G"],
             4,
             "no pool",

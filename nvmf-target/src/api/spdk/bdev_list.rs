@@ -138,6 +138,16 @@ pub(super) fn named(manager: &Manager, names: &[String]) -> Result<Vec<Listed>, 
     Ok(found)
 }
 
+/// Why a name is none of a block device that the API made: it is somebody else's, or nobody's.
+pub(super) fn not_ours(manager: &Manager, name: &str) -> RpcError {
+    match named(manager, &[name.to_owned()]) {
+        Ok(found) if found[0].owner != Owner::Api => {
+            RpcError::not_permitted(format!("the bdev {name} is {}", found[0].owner))
+        }
+        _ => no_bdev(name),
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GetBdevs {

@@ -8,7 +8,7 @@ use nvmf_rpc::RpcError;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{register, unsupported};
+use super::{bdev_list, register, unsupported};
 use crate::api::Methods;
 use crate::api::bdev::Wanted;
 use crate::api::manager::{Manager, parse_subsystem};
@@ -214,9 +214,9 @@ struct OneBdev {
 }
 
 /// The record's place in the state, if it is of this kind: each module of SPDK knows its own.
-fn find(state: &State, name: &str, kind: BdevKind) -> Result<usize, RpcError> {
+fn find(manager: &Manager, state: &State, name: &str, kind: BdevKind) -> Result<usize, RpcError> {
     let found = state.bdevs.iter().position(|bdev| bdev.name == name);
-    let index = found.ok_or_else(|| crate::api::bdev::no_bdev(name))?;
+    let index = found.ok_or_else(|| bdev_list::not_ours(manager, name))?;
     if state.bdevs[index].kind == kind {
         Ok(index)
     } else {
@@ -232,7 +232,8 @@ async fn delete(manager: Rc<Manager>, params: OneBdev, kind: BdevKind) -> Result
     let name = params.name;
     let change = manager.begin().await;
     let mut after = manager.state().clone();
-    after.bdevs.remove(find(&after, &name, kind)?);
+    let index = find(&manager, &after, &name, kind)?;
+    after.bdevs.remove(index);
     let mut users = Vec::new();
     for subsystem in &mut after.subsystems {
         subsystem.namespaces.retain(|namespace| {
@@ -262,7 +263,7 @@ async fn delete(manager: Rc<Manager>, params: OneBdev, kind: BdevKind) -> Result
 
 async fn rescan(manager: Rc<Manager>, params: OneBdev, kind: BdevKind) -> Result<bool, RpcError> {
     let _change = manager.begin().await;
-    find(&manager.state(), &params.name, kind)?;
+    find(&manager, &manager.state(), &params.name, kind)?;
     resize(&manager, &params.name, None).await?;
     Ok(true)
 }
@@ -298,7 +299,7 @@ struct NullResize {
 async fn null_resize(manager: Rc<Manager>, params: NullResize) -> Result<bool, RpcError> {
     let change = manager.begin().await;
     let mut after = manager.state().clone();
-    let index = find(&after, &params.name, BdevKind::Null)?;
+    let index = find(&manager, &after, &params.name, BdevKind::Null)?;
     let wanted = params.new_size.saturating_mul(MEBIBYTE);
     check(rules::check_size(wanted))?;
     let now = manager.bdev(&params.name)?.backing.size_bytes();

@@ -312,7 +312,10 @@ async fn add_ns(manager: Rc<Manager>, params: AddNs) -> Result<u32, RpcError> {
     let change = manager.begin().await;
     let mut after = manager.state().clone();
     let subsystem = &after.subsystems[find(&manager, &after, &params.nqn)?];
-    let bdev = manager.bdev(&given.bdev_name)?;
+    let name = &given.bdev_name;
+    let bdev = manager
+        .bdev(name)
+        .map_err(|_| bdev_list::not_ours(&manager, name))?;
     let name = &bdev.record.name;
     for other in &after.subsystems {
         if let Some(user) = other.namespaces.iter().find(|n| n.bdev == *name) {
