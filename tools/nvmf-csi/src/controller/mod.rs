@@ -1,0 +1,231 @@
+//! Volumes, snapshots and grants, on the target's management API.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`target`] | that API, as far as it is needed here |
+//! | [`parameters`] | what a StorageClass may say |
+//! | [`volumes`] | making, deleting, growing, granting and listing volumes |
+//! | [`snapshots`] | the same for snapshots |
+//! | [`groups`] | snapshots of several volumes at one instant |
+//! | [`page`] | lists in pieces |
+//!
+//! Each call holds the lock of what it names, looks at what is there, and does what is missing.
+
+pub mod groups;
+pub mod page;
+pub mod parameters;
+pub mod snapshots;
+pub mod target;
+pub mod volumes;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use crate::locks::Locks;
+use crate::proto::controller_server::Controller;
+use crate::proto::controller_service_capability::{Rpc, Type, rpc};
+use crate::proto::*;
+
+pub use target::Target;
+
+/// How the controller works.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The pool of volumes whose StorageClass names none; otherwise the target's only one.
+    pub pool: Option<String>,
+    /// Size of volumes for which none is asked, in bytes.
+    pub size_bytes: u64,
+    /// The target's address as nodes reach it, where its own listeners do not tell.
+    pub traddr: Option<String>,
+    /// From where the target's volumes can be reached; empty for everywhere.
+    pub topology: BTreeMap<String, String>,
+}
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct ControllerService(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    target: Target,
+    locks: Locks,
+}
+
+impl ControllerService {
+    /// On this target.
+    pub fn new(settings: Settings, target: Target) -> ControllerService {
+        ControllerService(Arc::new(Inner {
+            settings,
+            target,
+            locks: Locks::default(),
+        }))
+    }
+}
+
+/// What this controller can do; nothing is claimed that is not served.
+const CAPABILITIES: [rpc::Type; 13] = [
+    rpc::Type::CreateDeleteVolume,
+    rpc::Type::PublishUnpublishVolume,
+    rpc::Type::ListVolumes,
+    rpc::Type::GetCapacity,
+    rpc::Type::CreateDeleteSnapshot,
+    rpc::Type::ListSnapshots,
+    rpc::Type::GetSnapshot,
+    rpc::Type::CloneVolume,
+    rpc::Type::ExpandVolume,
+    rpc::Type::ListVolumesPublishedNodes,
+    rpc::Type::VolumeCondition,
+    rpc::Type::GetVolume,
+    rpc::Type::SingleNodeMultiWriter,
+];
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Controller for ControllerService {
+    async fn create_volume(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Answer<CreateVolumeResponse> {
+        let volume = self.0.create_volume(request.into_inner()).await?;
+        Ok(Response::new(CreateVolumeResponse {
+            volume: Some(volume),
+        }))
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<DeleteVolumeRequest>,
+    ) -> Answer<DeleteVolumeResponse> {
+        self.0
+            .delete_volume(&request.into_inner().volume_id)
+            .await?;
+        Ok(Response::new(DeleteVolumeResponse {}))
+    }
+
+    async fn controller_publish_volume(
+        &self,
+        request: Request<ControllerPublishVolumeRequest>,
+    ) -> Answer<ControllerPublishVolumeResponse> {
+        let publish_context = self.0.publish(request.into_inner()).await?;
+        Ok(Response::new(ControllerPublishVolumeResponse {
+            publish_context,
+        }))
+    }
+
+    async fn controller_unpublish_volume(
+        &self,
+        request: Request<ControllerUnpublishVolumeRequest>,
+    ) -> Answer<ControllerUnpublishVolumeResponse> {
+        self.0.unpublish(request.into_inner()).await?;
+        Ok(Response::new(ControllerUnpublishVolumeResponse {}))
+    }
+
+    async fn validate_volume_capabilities(
+        &self,
+        request: Request<ValidateVolumeCapabilitiesRequest>,
+    ) -> Answer<ValidateVolumeCapabilitiesResponse> {
+        Ok(Response::new(self.0.validate(request.into_inner()).await?))
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<ListVolumesRequest>,
+    ) -> Answer<ListVolumesResponse> {
+        Ok(Response::new(
+            self.0.list_volumes(request.into_inner()).await?,
+        ))
+    }
+
+    async fn get_capacity(
+        &self,
+        request: Request<GetCapacityRequest>,
+    ) -> Answer<GetCapacityResponse> {
+        Ok(Response::new(self.0.capacity(request.into_inner()).await?))
+    }
+
+    async fn controller_get_capabilities(
+        &self,
+        _request: Request<ControllerGetCapabilitiesRequest>,
+    ) -> Answer<ControllerGetCapabilitiesResponse> {
+        let capability = |kind: rpc::Type| ControllerServiceCapability {
+            r#type: Some(Type::Rpc(Rpc {
+                r#type: kind.into(),
+            })),
+        };
+        Ok(Response::new(ControllerGetCapabilitiesResponse {
+            capabilities: CAPABILITIES.map(capability).to_vec(),
+        }))
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<CreateSnapshotRequest>,
+    ) -> Answer<CreateSnapshotResponse> {
+        let snapshot = self.0.create_snapshot(request.into_inner()).await?;
+        Ok(Response::new(CreateSnapshotResponse {
+            snapshot: Some(snapshot),
+        }))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Answer<DeleteSnapshotResponse> {
+        self.0
+            .delete_snapshot(&request.into_inner().snapshot_id)
+            .await?;
+        Ok(Response::new(DeleteSnapshotResponse {}))
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Answer<ListSnapshotsResponse> {
+        Ok(Response::new(
+            self.0.list_snapshots(request.into_inner()).await?,
+        ))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<GetSnapshotRequest>,
+    ) -> Answer<GetSnapshotResponse> {
+        let snapshot = self
+            .0
+            .get_snapshot(&request.into_inner().snapshot_id)
+            .await?;
+        Ok(Response::new(GetSnapshotResponse {
+            snapshot: Some(snapshot),
+        }))
+    }
+
+    async fn controller_expand_volume(
+        &self,
+        request: Request<ControllerExpandVolumeRequest>,
+    ) -> Answer<ControllerExpandVolumeResponse> {
+        Ok(Response::new(self.0.expand(request.into_inner()).await?))
+    }
+
+    async fn controller_get_volume(
+        &self,
+        request: Request<ControllerGetVolumeRequest>,
+    ) -> Answer<ControllerGetVolumeResponse> {
+        Ok(Response::new(
+            self.0.get_volume(&request.into_inner().volume_id).await?,
+        ))
+    }
+
+    /// Not claimed: volumes have nothing that could be changed so.
+    async fn controller_modify_volume(
+        &self,
+        _request: Request<ControllerModifyVolumeRequest>,
+    ) -> Answer<ControllerModifyVolumeResponse> {
+        Err(Status::unimplemented(
+            "volumes of this driver have no mutable parameters",
+        ))
+    }
+}

@@ -1,0 +1,108 @@
+//! The target's management API, as far as it is needed here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nvmf_rpc::error::code;
+use nvmf_rpc::types::{GetPools, GetSnapshots, GetVolumes, Method, Pool, Snapshot, Volume};
+use nvmf_rpc::{Client, ClientError};
+use tonic::Status;
+
+use crate::Result;
+use crate::names::Id;
+use crate::status::of_target;
+
+/// How long one call may take. To fence a host takes as long as its last write.
+const CALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// Label of what this driver made: the name that the orchestrator gave.
+pub const LABEL_NAME: &str = "nvmf-csi.name";
+/// Label of a volume: its file system; absent for raw devices.
+pub const LABEL_FS: &str = "nvmf-csi.fs";
+/// Label of a volume: words for mkfs.
+pub const LABEL_MKFS_OPTIONS: &str = "nvmf-csi.mkfs-options";
+/// Label of a snapshot: the group that it was taken with.
+pub const LABEL_GROUP: &str = "nvmf-csi.group";
+
+/// The target.
+#[derive(Debug, Clone)]
+pub struct Target {
+    client: Client,
+}
+
+impl Target {
+    /// The target whose socket is at `path`.
+    pub fn new(path: PathBuf) -> Target {
+        Target {
+            client: Client::new(path).with_timeout(CALL_LIMIT),
+        }
+    }
+
+    /// Calls a method; the error is as the target said it.
+    pub async fn call<M: Method>(&self, params: &M) -> std::result::Result<M::Result, ClientError> {
+        self.client.request(params).await
+    }
+
+    /// All pools.
+    pub async fn pools(&self) -> std::result::Result<Vec<Pool>, ClientError> {
+        self.call(&GetPools::default()).await
+    }
+
+    /// The pool to use where nobody names one: the only one.
+    pub async fn only_pool(&self) -> Result<String> {
+        let pools = self.pools().await.map_err(|error| of_target(&error))?;
+        match pools.as_slice() {
+            [pool] => Ok(pool.name.clone()),
+            [] => Err(Status::failed_precondition(
+                "the target has no pool: add [pool.NAME] to its configuration",
+            )),
+            _ => Err(Status::invalid_argument(
+                "the target has several pools: name one in the StorageClass (pool), or start the controller with --pool",
+            )),
+        }
+    }
+
+    /// A volume; `None` where there is none.
+    pub async fn volume(&self, id: &Id) -> Result<Option<Volume>> {
+        let params = GetVolumes {
+            pool: Some(id.pool.clone()),
+            name: Some(id.name.clone()),
+        };
+        match self.call(&params).await {
+            Ok(volumes) => Ok(volumes.into_iter().next()),
+            Err(error) if error.code() == Some(code::NOT_FOUND) => Ok(None),
+            Err(error) => Err(of_target(&error)),
+        }
+    }
+
+    /// A volume that must exist.
+    pub async fn existing_volume(&self, text: &str) -> Result<(Id, Volume)> {
+        let id = Id::existing("volume", text)?;
+        match self.volume(&id).await? {
+            Some(volume) => Ok((id, volume)),
+            None => Err(Status::not_found(format!("there is no volume {id}"))),
+        }
+    }
+
+    /// A snapshot; `None` where there is none.
+    pub async fn snapshot(&self, id: &Id) -> Result<Option<Snapshot>> {
+        let params = GetSnapshots {
+            pool: Some(id.pool.clone()),
+            volume: None,
+            name: Some(id.name.clone()),
+        };
+        match self.call(&params).await {
+            Ok(snapshots) => Ok(snapshots.into_iter().next()),
+            Err(error) if error.code() == Some(code::NOT_FOUND) => Ok(None),
+            Err(error) => Err(of_target(&error)),
+        }
+    }
+
+    /// All snapshots of this driver.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        let snapshots = self.call(&GetSnapshots::default()).await;
+        let mut snapshots = snapshots.map_err(|error| of_target(&error))?;
+        snapshots.retain(|snapshot| snapshot.labels.contains_key(LABEL_NAME));
+        Ok(snapshots)
+    }
+}

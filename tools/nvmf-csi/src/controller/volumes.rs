@@ -1,0 +1,561 @@
+//! Making, deleting, growing, granting and listing volumes.
+
+use std::collections::HashMap;
+
+use nvmf_rpc::error::code;
+use nvmf_rpc::types::{
+    AddHost, CreateVolume, DeleteVolume, GetPools, GetVolumes, Labels, Overcommit, RemoveHost,
+    ResizeVolume, Source, Volume as PoolVolume,
+};
+use nvmf_volume::FsKind;
+use tonic::Status;
+
+use super::parameters::{self, Parameters};
+use super::target::{LABEL_FS, LABEL_MKFS_OPTIONS, LABEL_NAME};
+use super::{Inner, page};
+use crate::Result;
+use crate::access::Access;
+use crate::attributes::{self, Context, FS_TYPE, MKFS_OPTIONS};
+use crate::names::{self, Id, MAX_NODE_ID_BYTES};
+use crate::proto::volume_content_source::{self, SnapshotSource, VolumeSource};
+use crate::proto::*;
+use crate::size::{self, signed};
+use crate::status::of_target;
+
+impl Inner {
+    pub(super) async fn create_volume(&self, request: CreateVolumeRequest) -> Result<Volume> {
+        let name = names::given(&request.name)?;
+        let accesses = Access::all(&request.volume_capabilities)?;
+        let parameters = parameters::read(&request.parameters)?;
+        if !request.mutable_parameters.is_empty() {
+            return Err(Status::invalid_argument(
+                "volumes of this driver have no mutable_parameters",
+            ));
+        }
+        self.reachable_from(request.accessibility_requirements.as_ref())?;
+        let (source, pool) = self
+            .source(request.volume_content_source.as_ref(), &parameters)
+            .await?;
+        let fs = file_system(&accesses, &parameters, source.as_ref())?;
+        let id = Id::new(&pool, &names::in_pool(name));
+        let _held = self.locks.hold(&format!("volume {id}")).await;
+        let range = request.capacity_range.as_ref();
+        let source_bytes = source.as_ref().map_or(0, |source| source.size_bytes);
+        let least = fs.map_or(0, FsKind::min_bytes).max(source_bytes);
+        let default = match source_bytes {
+            0 => self.settings.size_bytes,
+            source_bytes => source_bytes,
+        };
+        let mut labels = Labels::from([(LABEL_NAME.to_owned(), name.to_owned())]);
+        if let Some(fs) = fs {
+            labels.insert(LABEL_FS.to_owned(), fs.to_string());
+            labels.insert(
+                LABEL_MKFS_OPTIONS.to_owned(),
+                parameters.mkfs_options.clone(),
+            );
+        }
+        // What exists decides before what would be made: another size is then "already exists", not "out of range".
+        let volume = match self.target.volume(&id).await? {
+            Some(volume) => volume,
+            None => {
+                let size_bytes = size::choose(range, default, least)?;
+                self.fits_in_pool(&pool, size_bytes).await?;
+                let params = CreateVolume {
+                    pool: pool.clone(),
+                    name: id.name.clone(),
+                    size_bytes: Some(size_bytes),
+                    block_size: parameters.block_size,
+                    provisioning: parameters.provisioning,
+                    source: source.as_ref().map(|source| source.what.clone()),
+                    labels: labels.clone(),
+                    ..CreateVolume::default()
+                };
+                match self.target.call(&params).await {
+                    Ok(volume) => volume,
+                    Err(error) if error.code() == Some(code::EXISTS) => {
+                        self.target.volume(&id).await?.ok_or_else(|| {
+                            Status::aborted(format!("volume {id} comes and goes: try again"))
+                        })?
+                    }
+                    Err(error) => return Err(of_target(&error)),
+                }
+            }
+        };
+        let differs = [
+            (
+                "name",
+                volume.labels.get(LABEL_NAME) != labels.get(LABEL_NAME),
+            ),
+            (
+                "file system",
+                volume.labels.get(LABEL_FS) != labels.get(LABEL_FS),
+            ),
+            ("source", volume.source != source.map(|source| source.what)),
+            ("capacity_range", !size::fits(range, volume.size_bytes)?),
+            (
+                "blockSize",
+                parameters
+                    .block_size
+                    .is_some_and(|size| size != volume.block_size),
+            ),
+        ];
+        match differs.iter().find(|(_, differs)| *differs) {
+            Some((what, _)) => Err(Status::already_exists(format!(
+                "there is a volume {id} of another {what}: delete it, or use another name"
+            ))),
+            None => Ok(self.describe(&volume)),
+        }
+    }
+
+    /// What a new volume is to be made from, and the pool where.
+    async fn source(
+        &self,
+        source: Option<&VolumeContentSource>,
+        parameters: &Parameters,
+    ) -> Result<(Option<Origin>, String)> {
+        let origin = match source.map(|source| source.r#type.as_ref()) {
+            None => None,
+            Some(None) => {
+                return Err(Status::invalid_argument(
+                    "volume_content_source names neither volume nor snapshot",
+                ));
+            }
+            Some(Some(volume_content_source::Type::Volume(volume))) => {
+                let text = names::required("volume_content_source.volume_id", &volume.volume_id)?;
+                let (id, volume) = self.target.existing_volume(text).await?;
+                Some(Origin {
+                    pool: id.pool,
+                    what: Source::Volume(id.name),
+                    size_bytes: volume.size_bytes,
+                    fs: volume.labels.get(LABEL_FS).cloned(),
+                })
+            }
+            Some(Some(volume_content_source::Type::Snapshot(snapshot))) => {
+                let text =
+                    names::required("volume_content_source.snapshot_id", &snapshot.snapshot_id)?;
+                let (id, snapshot) = self.existing_snapshot(text).await?;
+                Some(Origin {
+                    pool: id.pool,
+                    what: Source::Snapshot(id.name),
+                    size_bytes: snapshot.size_bytes,
+                    fs: snapshot.labels.get(LABEL_FS).cloned(),
+                })
+            }
+        };
+        let asked = parameters
+            .pool
+            .clone()
+            .or_else(|| self.settings.pool.clone());
+        let pool = match (&origin, asked) {
+            (Some(origin), Some(asked)) if parameters.pool.is_some() && asked != origin.pool => {
+                return Err(Status::invalid_argument(format!(
+                    "the source is in pool {}: a clone shares its blocks and cannot be in pool {asked}",
+                    origin.pool
+                )));
+            }
+            (Some(origin), _) => origin.pool.clone(),
+            (None, Some(asked)) => asked,
+            (None, None) => self.target.only_pool().await?,
+        };
+        Ok((origin, pool))
+    }
+
+    /// Refuses what the pool could never hold.
+    async fn fits_in_pool(&self, pool: &str, size_bytes: u64) -> Result<()> {
+        let params = GetPools {
+            name: Some(pool.to_owned()),
+        };
+        let pools = self
+            .target
+            .call(&params)
+            .await
+            .map_err(|error| match error.code() {
+                // A StorageClass names it, and no volume.
+                Some(code::NOT_FOUND) => Status::invalid_argument(error.to_string()),
+                _ => of_target(&error),
+            })?;
+        match pools.first() {
+            Some(pool)
+                if pool.overcommit == Overcommit::Refuse && size_bytes > pool.total_bytes =>
+            {
+                Err(Status::out_of_range(format!(
+                    "{size_bytes} bytes are more than pool {} has in all ({})",
+                    pool.name, pool.total_bytes
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a volume that must be reachable from elsewhere alone.
+    fn reachable_from(&self, wanted: Option<&TopologyRequirement>) -> Result<()> {
+        let Some(wanted) = wanted.filter(|_| !self.settings.topology.is_empty()) else {
+            return Ok(());
+        };
+        let is_here = |topology: &Topology| {
+            let ours = &self.settings.topology;
+            topology
+                .segments
+                .iter()
+                .all(|(key, value)| ours.get(key) == Some(value))
+        };
+        match wanted.requisite.is_empty() || wanted.requisite.iter().any(is_here) {
+            true => Ok(()),
+            false => Err(Status::resource_exhausted(format!(
+                "volumes of this target can be reached from {:?} alone",
+                self.settings.topology
+            ))),
+        }
+    }
+
+    fn topology(&self) -> Vec<Topology> {
+        let segments: HashMap<_, _> = self.settings.topology.clone().into_iter().collect();
+        match segments.is_empty() {
+            true => Vec::new(),
+            false => vec![Topology { segments }],
+        }
+    }
+
+    /// A volume in the interface's words.
+    fn describe(&self, volume: &PoolVolume) -> Volume {
+        let mut volume_context = Context::new();
+        for (label, name) in [(LABEL_FS, FS_TYPE), (LABEL_MKFS_OPTIONS, MKFS_OPTIONS)] {
+            if let Some(value) = volume.labels.get(label).filter(|value| !value.is_empty()) {
+                volume_context.insert(name.to_owned(), value.clone());
+            }
+        }
+        let content_source = volume.source.as_ref().map(|source| {
+            let id = |name: &str| Id::new(&volume.pool, name).to_string();
+            VolumeContentSource {
+                r#type: Some(match source {
+                    Source::Volume(name) => volume_content_source::Type::Volume(VolumeSource {
+                        volume_id: id(name),
+                    }),
+                    Source::Snapshot(name) => {
+                        volume_content_source::Type::Snapshot(SnapshotSource {
+                            snapshot_id: id(name),
+                        })
+                    }
+                }),
+            }
+        });
+        Volume {
+            capacity_bytes: signed(volume.size_bytes),
+            volume_id: Id::new(&volume.pool, &volume.name).to_string(),
+            volume_context,
+            content_source,
+            accessible_topology: self.topology(),
+        }
+    }
+
+    pub(super) async fn delete_volume(&self, volume_id: &str) -> Result<()> {
+        let text = names::required("volume_id", volume_id)?;
+        // What cannot exist is gone.
+        let Ok(id) = text.parse::<Id>() else {
+            return Ok(());
+        };
+        let _held = self.locks.hold(&format!("volume {id}")).await;
+        let params = DeleteVolume {
+            pool: id.pool.clone(),
+            name: id.name.clone(),
+            force: false,
+        };
+        match self.target.call(&params).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code() == Some(code::NOT_FOUND) => Ok(()),
+            Err(error) => Err(of_target(&error)),
+        }
+    }
+
+    pub(super) async fn publish(&self, request: ControllerPublishVolumeRequest) -> Result<Context> {
+        let text = names::required("volume_id", &request.volume_id)?;
+        let node = names::bounded("node_id", &request.node_id, MAX_NODE_ID_BYTES)?;
+        let access = Access::new(request.volume_capability.as_ref())?;
+        if !node.starts_with("nqn.") {
+            return Err(Status::not_found(format!(
+                "there is no node {node}: nodes of this driver are called by their HOSTNQN"
+            )));
+        }
+        if attributes::is_static(&request.volume_context) {
+            // Somebody else's target: who may connect is decided there.
+            return Ok(Context::new());
+        }
+        let id = Id::existing("volume", text)?;
+        let _held = self.locks.hold(&format!("volume {id}")).await;
+        let (_, volume) = self.target.existing_volume(text).await?;
+        if request.readonly && access.is_block() && !volume.read_only {
+            return Err(Status::invalid_argument(
+                "a raw device cannot be published read-only: nodes could not keep to it",
+            ));
+        }
+        if !access.is_shared()
+            && let Some(other) = volume.hosts.iter().find(|host| *host != node)
+        {
+            return Err(Status::failed_precondition(format!(
+                "volume {id} is published to node {other}, and {} allows one: unpublish it there first",
+                access.mode.as_str_name()
+            )));
+        }
+        let params = AddHost {
+            pool: id.pool.clone(),
+            name: id.name.clone(),
+            host: node.to_owned(),
+        };
+        let volume = self
+            .target
+            .call(&params)
+            .await
+            .map_err(|error| of_target(&error))?;
+        attributes::publish(&volume, self.settings.traddr.as_deref())
+    }
+
+    /// Returns once the node's controllers are gone and its writes have finished, so that the next node reads what was written.
+    pub(super) async fn unpublish(&self, request: ControllerUnpublishVolumeRequest) -> Result<()> {
+        let text = names::required("volume_id", &request.volume_id)?;
+        let Ok(id) = text.parse::<Id>() else {
+            return Ok(());
+        };
+        let _held = self.locks.hold(&format!("volume {id}")).await;
+        let Some(volume) = self.target.volume(&id).await? else {
+            return Ok(());
+        };
+        // No node means all of them.
+        let nodes = match request.node_id.as_str() {
+            "" => volume.hosts,
+            node => vec![names::bounded("node_id", node, MAX_NODE_ID_BYTES)?.to_owned()],
+        };
+        for host in nodes {
+            let params = RemoveHost {
+                pool: id.pool.clone(),
+                name: id.name.clone(),
+                host,
+            };
+            match self.target.call(&params).await {
+                Err(error) if error.code() == Some(code::NOT_FOUND) => {}
+                result => drop(result.map_err(|error| of_target(&error))?),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn validate(
+        &self,
+        request: ValidateVolumeCapabilitiesRequest,
+    ) -> Result<ValidateVolumeCapabilitiesResponse> {
+        use validate_volume_capabilities_response::Confirmed;
+        let text = names::required("volume_id", &request.volume_id)?;
+        if request.volume_capabilities.is_empty() {
+            return Err(Status::invalid_argument("volume_capabilities are missing"));
+        }
+        let (_, volume) = self.target.existing_volume(text).await?;
+        let refused = |message: String| ValidateVolumeCapabilitiesResponse {
+            confirmed: None,
+            message,
+        };
+        let accesses = match Access::all(&request.volume_capabilities) {
+            Ok(accesses) => accesses,
+            Err(status) => return Ok(refused(status.message().to_owned())),
+        };
+        let fs = volume.labels.get(LABEL_FS);
+        for asked in accesses.iter().filter_map(Access::fs) {
+            if fs.is_some_and(|fs| *fs != asked.to_string()) {
+                return Ok(refused(format!(
+                    "the volume's file system is {}",
+                    fs.map_or("", String::as_str)
+                )));
+            }
+        }
+        let context = self.describe(&volume).volume_context;
+        if request
+            .volume_context
+            .iter()
+            .any(|(name, value)| context.get(name) != Some(value))
+        {
+            return Ok(refused("volume_context is not the volume's".to_owned()));
+        }
+        Ok(ValidateVolumeCapabilitiesResponse {
+            confirmed: Some(Confirmed {
+                volume_context: request.volume_context,
+                volume_capabilities: request.volume_capabilities,
+                parameters: request.parameters,
+                mutable_parameters: request.mutable_parameters,
+            }),
+            message: String::new(),
+        })
+    }
+
+    pub(super) async fn list_volumes(
+        &self,
+        request: ListVolumesRequest,
+    ) -> Result<ListVolumesResponse> {
+        use list_volumes_response::{Entry, VolumeStatus};
+        let volumes = self
+            .target
+            .call(&GetVolumes::default())
+            .await
+            .map_err(|error| of_target(&error))?;
+        let mut volumes: Vec<_> = volumes
+            .into_iter()
+            .filter(|volume| volume.labels.contains_key(LABEL_NAME))
+            .map(|volume| (Id::new(&volume.pool, &volume.name), volume))
+            .collect();
+        volumes.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let (volumes, next_token) =
+            page::cut(volumes, request.max_entries, &request.starting_token)?;
+        let entries = volumes.into_iter().map(|(_, volume)| Entry {
+            volume: Some(self.describe(&volume)),
+            status: Some(VolumeStatus {
+                volume_condition: Some(condition(&volume)),
+                published_node_ids: volume.hosts,
+            }),
+        });
+        Ok(ListVolumesResponse {
+            entries: entries.collect(),
+            next_token,
+        })
+    }
+
+    pub(super) async fn get_volume(&self, volume_id: &str) -> Result<ControllerGetVolumeResponse> {
+        use controller_get_volume_response::VolumeStatus;
+        let text = names::required("volume_id", volume_id)?;
+        let (_, volume) = self.target.existing_volume(text).await?;
+        Ok(ControllerGetVolumeResponse {
+            volume: Some(self.describe(&volume)),
+            status: Some(VolumeStatus {
+                volume_condition: Some(condition(&volume)),
+                published_node_ids: volume.hosts,
+            }),
+        })
+    }
+
+    pub(super) async fn capacity(
+        &self,
+        request: GetCapacityRequest,
+    ) -> Result<GetCapacityResponse> {
+        if !request.volume_capabilities.is_empty() {
+            Access::all(&request.volume_capabilities)?;
+        }
+        let parameters = parameters::read(&request.parameters)?;
+        let name = parameters.pool.or_else(|| self.settings.pool.clone());
+        let pools = match self.target.call(&GetPools { name }).await {
+            Err(error) if error.code() == Some(code::NOT_FOUND) => Vec::new(),
+            result => result.map_err(|error| of_target(&error))?,
+        };
+        let is_here = |topology: &Topology| {
+            let ours = &self.settings.topology;
+            ours.is_empty()
+                || topology
+                    .segments
+                    .iter()
+                    .all(|(key, value)| ours.get(key) == Some(value))
+        };
+        if request
+            .accessible_topology
+            .as_ref()
+            .is_some_and(|topology| !is_here(topology))
+        {
+            return Ok(GetCapacityResponse::default());
+        }
+        let available = |pool: &nvmf_rpc::types::Pool| match pool.overcommit {
+            // What is promised and not yet taken is not there for others.
+            Overcommit::Refuse => {
+                let promised = pool.provisioned_bytes.saturating_sub(pool.allocated_bytes);
+                pool.free_bytes.saturating_sub(promised)
+            }
+            Overcommit::Warn | Overcommit::Allow => pool.free_bytes,
+        };
+        let most = pools.iter().map(available).max().unwrap_or(0);
+        Ok(GetCapacityResponse {
+            available_capacity: signed(pools.iter().map(available).sum()),
+            maximum_volume_size: Some(signed(most)),
+            minimum_volume_size: None,
+        })
+    }
+
+    pub(super) async fn expand(
+        &self,
+        request: ControllerExpandVolumeRequest,
+    ) -> Result<ControllerExpandVolumeResponse> {
+        let text = names::required("volume_id", &request.volume_id)?;
+        let range = request.capacity_range.as_ref();
+        if range.is_none() {
+            return Err(Status::invalid_argument("capacity_range is missing"));
+        }
+        let id = Id::existing("volume", text)?;
+        let _held = self.locks.hold(&format!("volume {id}")).await;
+        let (id, volume) = self.target.existing_volume(text).await?;
+        let size_bytes = size::choose(range, volume.size_bytes, volume.size_bytes)?;
+        let capacity_bytes = match size_bytes > volume.size_bytes {
+            false => volume.size_bytes,
+            true => {
+                self.fits_in_pool(&id.pool, size_bytes).await?;
+                let params = ResizeVolume {
+                    pool: id.pool,
+                    name: id.name,
+                    size_bytes,
+                };
+                let grown = self
+                    .target
+                    .call(&params)
+                    .await
+                    .map_err(|error| of_target(&error))?;
+                grown.size_bytes
+            }
+        };
+        Ok(ControllerExpandVolumeResponse {
+            capacity_bytes: signed(capacity_bytes),
+            // Also for a raw device: the node waits until it has the new size there.
+            node_expansion_required: true,
+        })
+    }
+}
+
+/// What a volume is made from.
+struct Origin {
+    pool: String,
+    what: Source,
+    size_bytes: u64,
+    fs: Option<String>,
+}
+
+/// The file system of a new volume: what capabilities say, else its source's, else the StorageClass', else ext4; none for a
+/// volume that is only ever a raw device.
+fn file_system(
+    accesses: &[Access],
+    parameters: &Parameters,
+    source: Option<&Origin>,
+) -> Result<Option<FsKind>> {
+    if accesses.iter().all(Access::is_block) {
+        return Ok(None);
+    }
+    let mut asked: Vec<_> = accesses.iter().filter_map(Access::fs).collect();
+    asked.dedup();
+    let inherited = source
+        .and_then(|source| source.fs.as_ref())
+        .and_then(|fs| fs.parse().ok());
+    match (asked.as_slice(), inherited) {
+        ([_, _, ..], _) => Err(Status::invalid_argument(
+            "volume_capabilities name more than one file system",
+        )),
+        ([asked], Some(inherited)) if *asked != inherited => Err(Status::invalid_argument(
+            format!("the source holds {inherited}: a clone cannot be {asked}"),
+        )),
+        ([asked], _) => Ok(Some(*asked)),
+        ([], Some(inherited)) => Ok(Some(inherited)),
+        ([], None) => Ok(Some(parameters.fs.unwrap_or(FsKind::Ext4))),
+    }
+}
+
+/// A volume that the target lists is served.
+fn condition(volume: &PoolVolume) -> VolumeCondition {
+    match volume.listeners.is_empty() {
+        true => VolumeCondition {
+            abnormal: true,
+            message: "the target has no listener: no node can reach the volume".to_owned(),
+        },
+        false => VolumeCondition {
+            abnormal: false,
+            message: "served".to_owned(),
+        },
+    }
+}

@@ -1,0 +1,181 @@
+//! `nvmf-csi`: the command line of the CSI driver.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, ValueEnum};
+use nvmf_csi::controller::{self, ControllerService, Target};
+use nvmf_csi::identity::IdentityService;
+use nvmf_csi::node::{self, NodeService};
+use nvmf_csi::serve::{self, Services};
+use nvmf_initiator::host::HostFiles;
+use nvmf_initiator::options::ConnectOptions;
+use nvmf_volume::{Node, NodeOptions};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The part of the driver that is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Volumes and snapshots, beside the target.
+    Controller,
+    /// Devices and mounts, on each node.
+    Node,
+    /// Both.
+    All,
+}
+
+/// A CSI driver on the pools of nvmf-target.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    /// Socket to serve on.
+    #[arg(long)]
+    endpoint: String,
+    /// What to serve.
+    #[arg(long, value_enum, default_value = "all")]
+    mode: Mode,
+    /// Where the target's volumes can be reached from, or where this node is, as KEY=VALUE; repeatable.
+    #[arg(long, value_parser = segment)]
+    topology: Vec<(String, String)>,
+
+    /// Controller: socket of the target's management API.
+    #[arg(long, default_value = nvmf_rpc::DEFAULT_SOCKET)]
+    rpc: PathBuf,
+    /// Controller: pool of volumes whose StorageClass names none; otherwise the target's only one.
+    #[arg(long)]
+    pool: Option<String>,
+    /// Controller: size in bytes of volumes for which none is asked.
+    #[arg(long, default_value_t = 10 << 30, value_parser = clap::value_parser!(u64).range(1..))]
+    size: u64,
+    /// Controller: the target's address as nodes reach it; otherwise that of its listener.
+    #[arg(short = 'a', long)]
+    traddr: Option<String>,
+
+    /// Node: NQN of this host, which is the node's identifier; otherwise that in /etc/nvme/hostnqn.
+    #[arg(short = 'q', long)]
+    hostnqn: Option<String>,
+    /// Node: identifier of this host; otherwise that in /etc/nvme/hostid.
+    #[arg(short = 'I', long)]
+    hostid: Option<String>,
+    /// Node: the most volumes that it takes; 0 leaves it to the orchestrator.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
+    max_volumes: i64,
+    /// Node: form of block devices: auto, ublk, fuse or nbd.
+    #[arg(long, default_value = "auto")]
+    block: String,
+    /// Node: folder of locks, claims and records; a reboot must empty it.
+    #[arg(long, default_value = "/run/nvmf-volume")]
+    run_dir: PathBuf,
+    /// Node: the nvmf-initiator program, which is started where its daemon does not run.
+    #[arg(long, default_value = "nvmf-initiator")]
+    initiator: PathBuf,
+    /// Node: run folder of the initiator's daemon.
+    #[arg(long, default_value = nvmf_initiator::daemon::RUN_DIR)]
+    initiator_run_dir: PathBuf,
+    /// Node: seconds between two attempts to reconnect to a target that is gone.
+    #[arg(short = 'c', long, default_value_t = 2)]
+    reconnect_delay: u32,
+    /// Node: seconds after which the I/O of pods fails when the target stays away; -1 never.
+    #[arg(short = 'l', long, default_value_t = 600, allow_hyphen_values = true)]
+    ctrl_loss_tmo: i32,
+}
+
+fn segment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        _ => Err("it is not KEY=VALUE".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .init();
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nvmf-csi: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let endpoint = serve::endpoint(&cli.endpoint)?;
+    let topology: BTreeMap<_, _> = cli.topology.iter().cloned().collect();
+    let target = (cli.mode != Mode::Node).then(|| Target::new(cli.rpc.clone()));
+    let services = Services {
+        identity: IdentityService {
+            target: target.clone(),
+            has_topology: !topology.is_empty(),
+        },
+        controller: target.map(|target| {
+            let settings = controller::Settings {
+                pool: cli.pool.clone(),
+                size_bytes: cli.size,
+                traddr: cli.traddr.clone(),
+                topology: topology.clone(),
+            };
+            ControllerService::new(settings, target)
+        }),
+        node: match cli.mode {
+            Mode::Controller => None,
+            Mode::Node | Mode::All => Some(node_service(&cli, topology)?),
+        },
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let listener = serve::listen(&endpoint)?;
+        tracing::info!(endpoint = %endpoint.display(), mode = ?cli.mode, "ready");
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        serve::serve(services, listener, stop).await?;
+        // Another driver may have taken the place already, and then it is not ours to remove; but then it also was not there.
+        let _ = std::fs::remove_file(&endpoint);
+        Ok(())
+    })
+}
+
+fn node_service(cli: &Cli, topology: BTreeMap<String, String>) -> anyhow::Result<NodeService> {
+    let connect = ConnectOptions {
+        reconnect_delay: cli.reconnect_delay,
+        ctrl_loss_tmo: cli.ctrl_loss_tmo,
+        ..ConnectOptions::default()
+    };
+    connect.validate()?;
+    let host = HostFiles::default()
+        .identity(cli.hostnqn.as_deref(), cli.hostid.as_deref())
+        .context("this node has no identity")?;
+    let settings = node::Settings {
+        host,
+        connect,
+        block: cli.block.clone(),
+        run_dir: cli.run_dir.clone(),
+        topology,
+        max_volumes: cli.max_volumes,
+    };
+    let node = Node::new(NodeOptions {
+        initiator_run_dir: cli.initiator_run_dir.clone(),
+        initiator: cli.initiator.clone(),
+        run_dir: cli.run_dir.clone(),
+    });
+    Ok(NodeService::new(settings, node))
+}
