@@ -21,14 +21,16 @@ struct Target {
 
 /// A target that serves one declared subsystem; it lives as long as the test's process.
 fn target() -> Target {
-    let dir = tempfile::tempdir().unwrap();
+    let declared = ["--null", "1M", "--nqn", "nqn.2025-01.org.example:declared"];
+    start(tempfile::tempdir().unwrap(), &declared)
+}
+
+/// A target with these arguments, its socket and state in `dir`.
+fn start(dir: tempfile::TempDir, arguments: &[&str]) -> Target {
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let arguments = [
-        "nvmf-target".to_owned(),
-        "--null".to_owned(),
-        "1M".to_owned(),
-        "--nqn".to_owned(),
-        "nqn.2025-01.org.example:declared".to_owned(),
+    let mut all = vec!["nvmf-target".to_owned()];
+    all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    all.extend([
         "--listen".to_owned(),
         "tcp://127.0.0.1:0".to_owned(),
         "--rpc".to_owned(),
@@ -37,10 +39,10 @@ fn target() -> Target {
         path("state"),
         "--ready-file".to_owned(),
         path("ready"),
-    ];
+    ]);
     let ready = dir.path().join("ready");
     std::thread::spawn(move || {
-        let cli = Cli::try_from_arguments(arguments).unwrap();
+        let cli = Cli::try_from_arguments(all).unwrap();
         let identity = Identity::of_this_machine();
         let config = cli.config(&identity).unwrap();
         run::serve(&cli, config, identity).unwrap();
@@ -230,4 +232,68 @@ fn raw_requests_and_rates() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(target.ok(&["completion", shell]).contains("nvmfctl"));
     }
+}
+
+#[test]
+fn volumes_are_made_grown_granted_and_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pool, file) = (dir.path().join("pool"), dir.path().join("t.toml"));
+    std::fs::create_dir(&pool).unwrap();
+    let text = format!(
+        "[pool.fast]\npath = \"{}\"\nnqn-prefix = \"nqn.2025-01.org.example\"\nrequire-mount = false\novercommit = \"allow\"\n",
+        pool.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let config = file.to_str().unwrap().to_owned();
+    let target = start(dir, &["--config", &config]);
+    let made = target.ok(&[
+        "volume", "create", "fast", "v", "--size", "8M", "--label", "a=b",
+    ]);
+    assert_eq!(made, "nqn.2025-01.org.example:fast:v namespace 1\n");
+    let (code, why) = target.fails(&["volume", "create", "fast", "v", "--size", "8M"]);
+    assert_eq!(code, 5, "{why}");
+    target.ok(&["volume", "resize", "fast", "v", "16M"]);
+    target.ok(&["volume", "grant", "fast", "v", HOST]);
+    let volumes = target.json(&["volume", "list", "--pool", "fast"]);
+    assert_eq!(volumes[0]["size_bytes"], 16 << 20);
+    assert_eq!(volumes[0]["hosts"][0], HOST);
+    assert_eq!(volumes[0]["labels"]["a"], "b");
+    let listed = target.ok(&["volume", "list"]);
+    let row: Vec<&str> = listed.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(
+        (row[0], row[1], row[2], row[4]),
+        ("fast", "v", "16M", "1"),
+        "{listed}"
+    );
+    let pools = target.ok(&["pools"]);
+    assert!(
+        pools.contains("fast") && pools.contains(pool.to_str().unwrap()),
+        "{pools}"
+    );
+    // The volume's subsystem is the pool's to change, and says so.
+    let nqn = "nqn.2025-01.org.example:fast:v";
+    let (code, why) = target.fails(&["host", "add", nqn, HOST]);
+    assert_eq!(code, 8, "{why}");
+    assert!(why.contains("pool_"), "{why}");
+    target.ok(&["volume", "revoke", "fast", "v", HOST]);
+    assert_eq!(
+        target
+            .ok(&["snapshot", "list", "--volume", "v"])
+            .lines()
+            .count(),
+        1
+    );
+    // Either the file system here has reflinks, or it is said what is missing.
+    let snapshot = target.run(&["snapshot", "create", "fast", "v=s"]);
+    if snapshot.status.success() {
+        target.ok(&["volume", "create", "fast", "clone", "--from-snapshot", "s"]);
+        target.ok(&["volume", "delete", "fast", "clone"]);
+        target.ok(&["snapshot", "delete", "fast", "s"]);
+    } else {
+        let why = String::from_utf8(snapshot.stderr).unwrap();
+        assert!(why.contains("reflink"), "{why}");
+    }
+    target.ok(&["volume", "delete", "fast", "v"]);
+    let (code, why) = target.fails(&["volume", "delete", "fast", "v"]);
+    assert_eq!(code, 4, "{why}");
 }
