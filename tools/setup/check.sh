@@ -19,6 +19,7 @@ counted 'unit tests' cargo test --quiet --workspace --locked --no-fail-fast
 step 'documentation' rustdoc
 step 'links in documents' links
 step 'shell scripts' scripts
+step 'manifests' tools/setup/deploy.py
 step 'tidiness' tools/setup/tidy.sh
 step 'rust-version' tools/setup/msrv.sh
 
