@@ -65,8 +65,14 @@ pub fn mounts_of(device: u64) -> Result<Vec<Mount>> {
 }
 
 /// Processes, one for each mount namespace other than this one, in which this file system is mounted: containers that use it.
-/// What ended meanwhile is left out.
+/// What ended meanwhile is left out, and so are mere copies of this namespace's own mounts, at the same places: services of
+/// systemd with some privacy have them of everything that is mounted, and use nothing.
 pub fn users_elsewhere(device: u64) -> Vec<u32> {
+    let own: Vec<PathBuf> = mounts_of(device)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|mount| mount.at)
+        .collect();
     let namespace_of = |process: &Path| fs::metadata(process.join("ns/mnt")).map(|ns| ns.ino());
     let mut seen = BTreeSet::new();
     if let Ok(own) = namespace_of(Path::new("/proc/self")) {
@@ -92,7 +98,8 @@ pub fn users_elsewhere(device: u64) -> Vec<u32> {
             continue;
         };
         seen.insert(namespace);
-        if parse(&table).iter().any(|mount| mount.device == device) {
+        let is_use = |mount: &Mount| mount.device == device && !own.contains(&mount.at);
+        if parse(&table).iter().any(is_use) {
             users.push(pid);
         }
     }

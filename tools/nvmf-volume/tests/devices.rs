@@ -444,6 +444,21 @@ fn use_is_seen_here_and_in_other_mount_namespaces() {
         "{error}"
     );
     drop(open);
+    // A service with a copy of all mounts.
+    let mut service = Command::new("unshare")
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            "echo && exec sleep 100",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(service.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    assert!(users_elsewhere(number).is_empty());
     // A container: the volume bound to a place in its own mounts, which stays when ours goes.
     let script = "mount --bind \"$0\" \"$1\" && echo && exec sleep 100";
     let second = disk.folder.path().join("second");
@@ -457,8 +472,10 @@ fn use_is_seen_here_and_in_other_mount_namespaces() {
     std::io::Read::read_exact(container.stdout.as_mut().unwrap(), &mut [0]).unwrap();
     assert!(disk.unstage());
     assert_eq!(users_elsewhere(number), [container.id()]);
-    container.kill().unwrap();
-    container.wait().unwrap();
+    for mut process in [container, service] {
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
     assert!(users_elsewhere(number).is_empty());
 }
 
