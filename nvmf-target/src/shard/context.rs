@@ -17,7 +17,7 @@ use crate::backend::Lent;
 use crate::model::IoClass;
 
 /// A command that completed in this turn; counted at the turn's end, when its response goes out, with one look at the clock for all.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Finished {
     pub(super) queue: QueueKey,
     pub(super) space: SpaceId,
@@ -45,6 +45,8 @@ pub(super) struct Context {
     pub(super) patience: Patience,
     /// When this turn began: when whatever it handles was received.
     pub(super) now: Instant,
+    /// Number of this turn, from 1.
+    pub(super) turn: u64,
     /// Changes from time to time, never 0: tells the controllers that there was traffic.
     pub(super) tick: u32,
     /// Most bytes of data buffers that one queue may hold while others wait.
@@ -94,6 +96,7 @@ impl Context {
             shard: config.index,
             patience: config.patience,
             now: Instant::now(),
+            turn: 0,
             tick: 1,
             // One host that does not read must leave something for the others.
             queue_share_bytes: config.buffer_bytes as u64 / 2,

@@ -6,7 +6,8 @@
 //! Changing from the first to the second cancels the multishot receive and waits for its end: what it received until then is looked at
 //! first, so that no byte is overtaken.
 //!
-//! A turn looks at a bounded number of commands of each connection; the rest of the input waits for the next turn, and when too much of
+//! A turn looks at a bounded number of commands of each connection, in two passes: at the first few when they come in, at the others after every
+//! connection had its first, and the answers of those that sent no more went out. The rest of the input waits for the next turn, and when too much of
 //! it waits nothing more is received. So a deep queue does not hold up a shallow one, and one that cannot get on costs a few
 //! receive buffers.
 
@@ -28,6 +29,10 @@ use super::token::Purpose;
 /// Commands of one connection that a turn handles: a whole queue of the usual depth, so that its responses go out with one send. With
 /// half of that the second half waited for the first one's send.
 const COMMANDS_PER_TURN: u32 = 128;
+
+/// Commands of one connection that a turn handles before those of the others: what a connection with little to do sends at once. Each that a deep
+/// queue has in the first pass is one that the shallow ones may wait for.
+const COMMANDS_AT_FIRST: u32 = 2;
 
 /// Chunks of input that may wait before receiving stops.
 const MAX_BACKLOG: usize = 4;
@@ -76,6 +81,8 @@ pub(super) struct Rx {
     blocked: Option<SlotId>,
     /// Receives to be made one by one from here on.
     single: u32,
+    /// The turn of the last first look, and the commands that it may still handle.
+    first: (u64, u32),
 }
 
 impl Rx {
@@ -91,6 +98,7 @@ impl Rx {
             backlog,
             blocked: None,
             single: 0,
+            first: (0, 0),
         }
     }
 
@@ -138,7 +146,7 @@ impl Queue {
                 self.progressed(cx);
                 self.rx.backlog.push_back((Input::Chunk(chunk), 0));
                 if !self.is_ready {
-                    self.look(cx);
+                    self.first_look(cx);
                 }
             }
             (Ok(_), None) => self.close(cx, CloseReason::HostClosed),
@@ -175,13 +183,29 @@ impl Queue {
         }
     }
 
+    /// Looks at the first commands that came in this turn; at the others once all connections had their first.
+    fn first_look(&mut self, cx: &mut Context) {
+        if self.rx.first.0 != cx.turn {
+            self.rx.first = (cx.turn, COMMANDS_AT_FIRST);
+        }
+        if self.rx.first.1 == 0 {
+            return self.mark_ready(cx);
+        }
+        let mut budget = self.rx.first.1;
+        self.look_at(cx, &mut budget);
+        self.rx.first.1 = budget;
+    }
+
     /// Looks at input, as much as a turn may, and sees to it that more comes.
     pub(super) fn look(&mut self, cx: &mut Context) {
-        let mut budget = COMMANDS_PER_TURN;
+        self.look_at(cx, &mut { COMMANDS_PER_TURN });
+    }
+
+    fn look_at(&mut self, cx: &mut Context, budget: &mut u32) {
         while self.rx.blocked.is_none()
             && let Some((input, at)) = self.rx.backlog.pop_front()
         {
-            if let Some(at) = self.consume(cx, &input, at, &mut budget) {
+            if let Some(at) = self.consume(cx, &input, at, budget) {
                 self.rx.backlog.push_front((input, at));
                 if self.rx.blocked.is_none() {
                     self.mark_ready(cx);
@@ -219,7 +243,7 @@ impl Queue {
                         break;
                     }
                     *budget = budget.saturating_sub(1);
-                    if self.rx.blocked.is_some() || *budget == 0 {
+                    if self.rx.blocked.is_some() || (*budget == 0 && at < bytes.len()) {
                         return Some(at);
                     }
                 }

@@ -1,6 +1,6 @@
 //! The loop of a shard.
 //!
-//! A turn: reap all completions and apply each → read the mailbox → look at input that waits → give buffers to who waits → time limits → send for every
+//! A turn: reap all completions and apply each → read the mailbox → send the answers of connections that had little to say → look at input that waits → give buffers to who waits → time limits → send for every
 //! queue that has something to say, once → count what completed → go to the kernel, which submits everything and, unless there is more
 //! to do, waits.
 
@@ -88,6 +88,7 @@ impl Shard {
     fn turn(&mut self) -> bool {
         let now = Instant::now();
         self.cx.now = now;
+        self.cx.turn += 1;
         self.cx.lent.begin_turn();
         let ticks = now.duration_since(self.start).as_nanos() >> TICK_SHIFT;
         self.cx.tick = (ticks as u32) | 1 << 31;
@@ -100,6 +101,7 @@ impl Shard {
             active = true;
             self.handle(message);
         }
+        self.let_light_ones_go();
         for _ in 0..self.cx.ready.len() {
             active = true;
             let Some(key) = self.cx.ready.pop_front() else {
@@ -188,6 +190,37 @@ impl Shard {
         }
     }
 
+    /// Hands the answers of connections without more input to the kernel before the turn takes up those with more, which may take a
+    /// hundred times as long.
+    fn let_light_ones_go(&mut self) {
+        if self.cx.ready.is_empty() || self.cx.dirty.is_empty() {
+            return;
+        }
+        let mut dirty = std::mem::take(&mut self.cx.dirty);
+        let before = dirty.len();
+        dirty.retain(|key| {
+            let Some(queue) = find(&mut self.queues, *key) else {
+                return false;
+            };
+            if queue.is_ready {
+                return true;
+            }
+            queue.is_dirty = false;
+            queue.transmit(&mut self.cx);
+            false
+        });
+        let gone = before - dirty.len();
+        // Sending can make a queue dirty again.
+        dirty.append(&mut self.cx.dirty);
+        self.cx.dirty = dirty;
+        if gone > 0 {
+            self.count_finished();
+            self.enters += 1;
+            // What is wrong with the ring shows again at the end of the turn. What completes now is for the next one.
+            let _ = self.cx.ring.wait(Wait::Poll);
+        }
+    }
+
     /// Submits commands to devices with rings of their own and applies what completes, until nothing does at once.
     fn reap_devices(&mut self) {
         loop {
@@ -244,14 +277,21 @@ impl Shard {
         }
     }
 
-    /// Counts the commands whose responses were just handed to the kernel.
+    /// Counts the commands whose responses go to the kernel now: those of queues with nothing left to send.
     fn count_finished(&mut self) {
         if self.cx.finished.is_empty() {
             return;
         }
         let now = Instant::now();
         let mut finished = std::mem::take(&mut self.cx.finished);
-        for done in finished.drain(..) {
+        let mut later = 0;
+        for at in 0..finished.len() {
+            let done = finished[at];
+            if find(&mut self.queues, done.queue).is_some_and(|queue| queue.is_dirty) {
+                finished[later] = done;
+                later += 1;
+                continue;
+            }
             let nanos = now.saturating_duration_since(done.received).as_nanos() as u64;
             let space = self.cx.spaces.get_mut(done.space);
             let counters = space.namespace.counters.shard(self.cx.shard);
@@ -262,6 +302,7 @@ impl Shard {
             }
             self.cx.spaces.unuse(done.space, &mut self.cx.ring);
         }
+        finished.truncate(later);
         self.cx.finished = finished;
     }
 
