@@ -26,7 +26,10 @@ fn a_replaced_association_ends_before_its_successors_io_begins() {
     assert_eq!(queue.read(0, 64 << 10).unwrap(), vec![2; 64 << 10]);
 
     let new_controller = format!("controller={}", new.cntlid.0);
-    target.wait_log(&new_controller);
+    // The old association's, then the new one's.
+    for _ in 0..2 {
+        target.wait_log("I/O queue connected");
+    }
     let log = target.log_so_far();
     let line = |what: &str, who: &str| {
         let found = log
