@@ -434,7 +434,7 @@ check 'Remove' removed
 
 # --- dockerd ------------------------------------------------------------------------------------------------------------
 
-D() { timeout 100 /usr/bin/docker -H "unix://$DOCKER/sock" "$@"; }
+D() { timeout $((100 * NVMF_SOAK)) /usr/bin/docker -H "unix://$DOCKER/sock" "$@"; }
 start_dockerd() {
   # Of a dockerd that was killed, and of the containerd that dies with it; it would wait for what it takes for processes.
   rm -f "$DOCKER/pid" "$DOCKER/exec/containerd/containerd.pid"
@@ -633,18 +633,34 @@ check 'volumes are removed, and with them what the pool had of them' cleared
 
 # --- nothing is left ----------------------------------------------------------------------------------------------------
 
-many() {
+COUNT=$((NVMF_SOAK > 1 ? 200 : 20))
+# all CMD [ARGS]: runs it for each of the numbers at the same time, with the number in the place of %.
+all() {
   local number
-  for number in $(seq 20); do
-    volume_create "m$number" >/dev/null &
-  done
+  for number in $(seq $COUNT); do "${@//%/$number}" >/dev/null & done
   wait
-  expect 'volumes' 20 "$(rpc pool_get_volumes '{}' | jq 'map(select(.name | startswith("m"))) | length')"
-  for number in $(seq 20); do run --rm -v "m$number:/data" box touch /data/x; done
-  for number in $(seq 20); do D volume rm "m$number" >/dev/null; done
-  no_mounts
 }
-CHECK_TIMEOUT_S=$((200 * NVMF_SOAK)) check '20 volumes' many
+start_one() { run -d --name "c$1" -v "m$1:/data" box sleep 1000; }
+write_one() { D exec "c$1" sh -c "echo $1 >/data/x"; }
+files() { find "/proc/$(pid plugin)/fd" -type l | wc -l; }
+no_more_files() { [ "$(files)" -le "$1" ]; }
+many() {
+  local before
+  before=$(files)
+  all volume_create m%
+  expect 'volumes' $COUNT "$(rpc pool_get_volumes '{}' | jq 'map(select(.name | startswith("m"))) | length')"
+  all start_one %
+  expect 'attached' $COUNT "$(ours list --json | jq '.controllers | length')"
+  all write_one %
+  all D rm -f c%
+  no_mounts
+  expect 'data' $COUNT "$(run --rm -v m$COUNT:/data box cat /data/x)"
+  all D volume rm m%
+  expect 'what the pool has' f1 "$(rpc pool_get_volumes '{}' | jq -r '.[].name')"
+  no_mounts
+  wait_until 20 no_more_files "$before"
+}
+CHECK_TIMEOUT_S=$((200 * NVMF_SOAK)) check "$COUNT volumes at once" many
 leaves() {
   stop dockerd
   stop plugin
