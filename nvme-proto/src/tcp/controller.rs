@@ -181,6 +181,18 @@ impl ControllerConn {
         }
     }
 
+    /// The queue: to look at commands and to complete them.
+    #[inline]
+    pub fn queue(&self) -> &ControllerQueue {
+        &self.core.queue
+    }
+
+    /// The queue, to change.
+    #[inline]
+    pub fn queue_mut(&mut self) -> &mut ControllerQueue {
+        &mut self.core.queue
+    }
+
     /// The command in a slot.
     #[inline]
     pub fn command(&self, slot: SlotId) -> &Sqe {

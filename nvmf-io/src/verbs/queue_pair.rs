@@ -83,6 +83,8 @@ pub enum SendWork<'a> {
         /// Where to.
         into: Remote,
     },
+    /// Ask for a sign of life: write nothing, which the peer's device acknowledges without looking at memory or keys.
+    Probe,
     /// Make a key of our own invalid.
     Invalidate {
         /// The key.
@@ -401,6 +403,11 @@ impl QueuePair {
         self.0.sends.len() + self.0.receives.len()
     }
 
+    /// Work requests that are not receives, posted or staged and not known to be completed.
+    pub fn sends_in_flight(&self) -> usize {
+        self.0.sends.len()
+    }
+
     /// Room for work requests that are not receives.
     pub fn send_room(&self) -> usize {
         self.0.sizes.sends as usize - self.0.sends.len()
@@ -518,6 +525,10 @@ impl QueuePair {
                 (request.remote_addr, request.rkey) = (into.address, into.key);
                 Held::Reads(from.buf)
             }
+            SendWork::Probe => {
+                request.opcode = IBV_WR_RDMA_WRITE;
+                Held::Nothing
+            }
             SendWork::Invalidate { key } => {
                 request.opcode = IBV_WR_LOCAL_INV;
                 request.invalidate_rkey = key;
@@ -545,7 +556,7 @@ impl QueuePair {
         Ok(())
     }
 
-    /// Posts what is staged, with one call. After an error the queue pair is of no more use: disconnect it.
+    /// Posts what is staged, with one call. The last one is signalled, whatever it was staged with, and so tells of all. After an error the queue pair is of no more use: disconnect it.
     pub fn post(&mut self) -> Result<(), VerbsError> {
         let count = std::mem::take(&mut self.0.staged);
         if count == 0 {
@@ -555,6 +566,7 @@ impl QueuePair {
         let Some(post) = core.domain.ops().post_send else {
             return Err(VerbsError::Symbol("post_send"));
         };
+        core.requests[count - 1].send_flags |= IBV_SEND_SIGNALED;
         let base = core.requests.as_mut_ptr();
         for at in 0..count {
             let next = match at + 1 < count {

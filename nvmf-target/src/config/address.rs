@@ -1,4 +1,4 @@
-//! Transport addresses: `tcp://ADDR:PORT`, for listeners and referrals.
+//! Transport addresses: `tcp://ADDR:PORT` and `rdma://ADDR:PORT`, for listeners and referrals.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -9,14 +9,45 @@ use serde::de::{self, Deserialize, Deserializer};
 /// The port that IANA assigned to NVMe over Fabrics.
 pub const DEFAULT_PORT: u16 = 4420;
 
-/// Where the target listens, or where a referral points: one NVMe/TCP address.
+/// What carries NVMe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TcpAddress(pub SocketAddr);
+pub enum Carrier {
+    /// TCP.
+    Tcp,
+    /// RDMA.
+    Rdma,
+}
 
-impl TcpAddress {
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Carrier::Tcp => "tcp",
+            Carrier::Rdma => "rdma",
+        })
+    }
+}
+
+/// Where the target listens, or where a referral points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    /// What carries NVMe there.
+    pub carrier: Carrier,
+    /// The address.
+    pub socket: SocketAddr,
+}
+
+impl Address {
+    /// An NVMe/TCP address.
+    pub const fn tcp(socket: SocketAddr) -> Self {
+        Address {
+            carrier: Carrier::Tcp,
+            socket,
+        }
+    }
+
     /// Whether only this machine can reach a listener on the address.
     pub fn is_loopback(&self) -> bool {
-        match self.0.ip() {
+        match self.socket.ip() {
             IpAddr::V4(ip) => ip.is_loopback(),
             IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
                 Some(ip) => ip.is_loopback(),
@@ -31,16 +62,13 @@ impl TcpAddress {
 pub enum AddressError {
     /// No `tcp://` in front.
     #[error(
-        "{0:?} has no transport: write tcp://ADDR:PORT, such as tcp://127.0.0.1:4420 or tcp://[::]:4420"
+        "{0:?} has no transport: write tcp://ADDR:PORT or rdma://ADDR:PORT, such as tcp://127.0.0.1:4420 or tcp://[::]:4420"
     )]
     NoTransport(String),
-    /// An RDMA address.
-    #[error(
-        "{0:?}: this build serves NVMe/TCP only, it has no RDMA transport; write tcp://ADDR:PORT"
-    )]
-    Rdma(String),
     /// Another transport.
-    #[error("{text:?}: transport {transport:?} is unknown; write tcp://ADDR:PORT")]
+    #[error(
+        "{text:?}: transport {transport:?} is unknown; write tcp://ADDR:PORT or rdma://ADDR:PORT"
+    )]
     UnknownTransport {
         /// What was written.
         text: String,
@@ -49,33 +77,35 @@ pub enum AddressError {
     },
     /// Not an IP address with a port.
     #[error(
-        "{text:?}: {host:?} is not an IP address with an optional port; write tcp://ADDR:PORT, an IPv6 address in brackets"
+        "{text:?}: {host:?} is not an IP address with an optional port; write {transport}://ADDR:PORT, an IPv6 address in brackets"
     )]
     Malformed {
         /// What was written.
         text: String,
+        /// The part before `://`.
+        transport: String,
         /// The part after `://`.
         host: String,
     },
 }
 
-impl FromStr for TcpAddress {
+impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let (transport, host) = text
             .split_once("://")
             .ok_or_else(|| AddressError::NoTransport(text.to_owned()))?;
-        match transport {
-            "tcp" => {}
-            "rdma" => return Err(AddressError::Rdma(text.to_owned())),
+        let carrier = match transport {
+            "tcp" => Carrier::Tcp,
+            "rdma" => Carrier::Rdma,
             _ => {
                 return Err(AddressError::UnknownTransport {
                     text: text.to_owned(),
                     transport: transport.to_owned(),
                 });
             }
-        }
+        };
         let host = host.strip_suffix('/').unwrap_or(host);
         let bare_ip = host
             .strip_prefix('[')
@@ -87,21 +117,22 @@ impl FromStr for TcpAddress {
                     .parse::<IpAddr>()
                     .map(|ip| SocketAddr::new(ip, DEFAULT_PORT))
             })
-            .map(TcpAddress)
+            .map(|socket| Address { carrier, socket })
             .map_err(|_| AddressError::Malformed {
                 text: text.to_owned(),
+                transport: transport.to_owned(),
                 host: host.to_owned(),
             })
     }
 }
 
-impl fmt::Display for TcpAddress {
+impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tcp://{}", self.0)
+        write!(f, "{}://{}", self.carrier, self.socket)
     }
 }
 
-impl<'de> Deserialize<'de> for TcpAddress {
+impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(de::Error::custom)
@@ -121,8 +152,10 @@ mod tests {
             ("tcp://[::1]:8009", "tcp://[::1]:8009"),
             ("tcp://[fe80::1]", "tcp://[fe80::1]:4420"),
             ("tcp://::1", "tcp://[::1]:4420"),
+            ("rdma://10.0.0.7:4421", "rdma://10.0.0.7:4421"),
+            ("rdma://[fd00::7]/", "rdma://[fd00::7]:4420"),
         ] {
-            assert_eq!(text.parse::<TcpAddress>().unwrap().to_string(), shown);
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), shown);
         }
     }
 
@@ -134,7 +167,7 @@ mod tests {
             "tcp://[::1]",
             "tcp://[::ffff:127.0.0.1]",
         ] {
-            assert!(text.parse::<TcpAddress>().unwrap().is_loopback(), "{text}");
+            assert!(text.parse::<Address>().unwrap().is_loopback(), "{text}");
         }
         for text in [
             "tcp://0.0.0.0",
@@ -142,24 +175,20 @@ mod tests {
             "tcp://10.0.0.1",
             "tcp://[::ffff:10.0.0.1]",
         ] {
-            assert!(!text.parse::<TcpAddress>().unwrap().is_loopback(), "{text}");
+            assert!(!text.parse::<Address>().unwrap().is_loopback(), "{text}");
         }
     }
 
     #[test]
     fn each_mistake_says_what_to_write() {
-        let message = |text: &str| text.parse::<TcpAddress>().unwrap_err().to_string();
+        let message = |text: &str| text.parse::<Address>().unwrap_err().to_string();
         assert_eq!(
             message("127.0.0.1:4420"),
-            "\"127.0.0.1:4420\" has no transport: write tcp://ADDR:PORT, such as tcp://127.0.0.1:4420 or tcp://[::]:4420"
-        );
-        assert_eq!(
-            message("rdma://10.0.0.1:4420"),
-            "\"rdma://10.0.0.1:4420\": this build serves NVMe/TCP only, it has no RDMA transport; write tcp://ADDR:PORT"
+            "\"127.0.0.1:4420\" has no transport: write tcp://ADDR:PORT or rdma://ADDR:PORT, such as tcp://127.0.0.1:4420 or tcp://[::]:4420"
         );
         assert_eq!(
             message("fc://x"),
-            "\"fc://x\": transport \"fc\" is unknown; write tcp://ADDR:PORT"
+            "\"fc://x\": transport \"fc\" is unknown; write tcp://ADDR:PORT or rdma://ADDR:PORT"
         );
         assert_eq!(
             message("tcp://storage:4420"),

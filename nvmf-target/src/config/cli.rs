@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 
-use super::address::TcpAddress;
+use super::address::Address;
 use super::file::{self, DEFAULT_MODEL};
 use super::identity::Identity;
 use super::limits::{self, KeepAliveBounds, Limits, TcpOptions};
@@ -16,7 +16,7 @@ use super::{ApiOptions, ByteSize, Chosen, Config, CoreSet, NamespaceConfig, Subs
 use crate::backend::BackingSpec;
 
 /// Where the target listens when nothing else is said: this machine only.
-pub const DEFAULT_LISTEN: TcpAddress = TcpAddress(std::net::SocketAddr::new(
+pub const DEFAULT_LISTEN: Address = Address::tcp(std::net::SocketAddr::new(
     std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
     super::address::DEFAULT_PORT,
 ));
@@ -104,8 +104,8 @@ pub struct Cli {
     )]
     pub config: Option<PathBuf>,
     /// Listen here (repeatable; port 0 takes a free one) [default: tcp://127.0.0.1:4420, or what the file says]
-    #[arg(long, value_name = "tcp://ADDR:PORT")]
-    pub listen: Vec<TcpAddress>,
+    #[arg(long, value_name = "tcp|rdma://ADDR:PORT")]
+    pub listen: Vec<Address>,
     /// Run one shard on each of these cores, such as 0-3,8 [default: unpinned shards]
     #[arg(long, value_name = "LIST")]
     pub cores: Option<CoreSet>,

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use uuid::Uuid;
 
-use super::address::TcpAddress;
+use super::address::Address;
 use super::api::NO_TCP;
 use super::cli::DEFAULT_LISTEN;
 use super::limits::{self, KeepAliveBounds, Limits, TcpOptions};
@@ -70,9 +70,9 @@ fn key_of_line(text: &str, line: usize) -> String {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct RawFile {
-    listen: Option<Spanned<Vec<Spanned<TcpAddress>>>>,
+    listen: Option<Spanned<Vec<Spanned<Address>>>>,
     #[serde(default)]
-    referrals: Vec<TcpAddress>,
+    referrals: Vec<Address>,
     cores: Option<CoreSet>,
     busy_poll: Option<Spanned<u64>>,
     #[serde(default)]

@@ -18,7 +18,7 @@ pub mod size;
 
 use uuid::Uuid;
 
-pub use address::TcpAddress;
+pub use address::{Address, Carrier};
 pub use api::{ApiOptions, Chosen};
 pub use cores::CoreSet;
 pub use limits::{KeepAliveBounds, Limits, TcpOptions};
@@ -33,13 +33,13 @@ use crate::pool::PoolConfig;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where to listen; never empty.
-    pub listeners: Vec<TcpAddress>,
+    pub listeners: Vec<Address>,
     /// The subsystems, NQNs distinct.
     pub subsystems: Vec<SubsystemConfig>,
     /// Where volumes can be made, names and folders distinct.
     pub pools: Vec<PoolConfig>,
     /// Other discovery services to point hosts at.
-    pub referrals: Vec<TcpAddress>,
+    pub referrals: Vec<Address>,
     /// Bounds on what hosts may use.
     pub limits: Limits,
     /// The transport's options.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::TcpAddress;
+use super::Address;
 use super::problem::{Collector, Place};
 use crate::backend::BackingSpec;
 use crate::model::HostAccess;
@@ -44,7 +44,7 @@ impl<K: Ord> Unique<K> {
 }
 
 /// Refuses listeners that are given twice. Port 0 stands for any free port and may repeat.
-pub fn check_listeners(listeners: &[(TcpAddress, Place)], problems: &mut Collector) {
+pub fn check_listeners(listeners: &[(Address, Place)], problems: &mut Collector) {
     if listeners.is_empty() {
         problems.push(
             &Place::key("listen"),
@@ -53,7 +53,7 @@ pub fn check_listeners(listeners: &[(TcpAddress, Place)], problems: &mut Collect
     }
     for (index, (address, place)) in listeners.iter().enumerate() {
         let repeated = listeners[..index].iter().any(|(other, _)| other == address);
-        if repeated && address.0.port() != 0 {
+        if repeated && address.socket.port() != 0 {
             problems.push(place, format!("{address} is given twice; leave one out"));
         }
     }

@@ -20,14 +20,16 @@ use nvme_proto::wire::{AdminOpcode, Sqe, Status};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep_until};
 
-use super::association::{Association, EndReason, Notice, Stage};
-use super::handshake::{Connecting, Refusal, Refused};
+use super::association::{AdminPeer, Association, EndReason, Notice, Stage};
+use super::handshake::{Carried, Connecting, Refusal, Refused};
 use super::net;
-use super::pump::{Event, Pump};
+use super::pump::{AdminPump, Event, Pump};
+use super::rdma::{Pulse, RdmaPump};
 use super::target::{Served, Target};
 use super::view::View;
 use crate::config::KeepAliveBounds;
 use crate::model::{ControllerKey, ControllerShared, LatencySummary};
+use crate::rdma::MAX_IN_CAPSULE_BYTES;
 
 /// The subsystem that a Connect names, if the host may use it.
 ///
@@ -59,13 +61,12 @@ pub fn start(target: &Rc<Target>, connecting: Connecting) -> Result<(), Refused>
         Ok(admitted) => admitted,
         Err(refusal) => return Err(Box::new((refusal, connecting))),
     };
-    let (served, association, notices) = admitted;
+    let (served, association, notices, pulse) = admitted;
+    let peer = connecting.addresses().1;
     let Connecting {
-        stream,
+        carried,
         counted,
-        capsule,
         request,
-        rest,
     } = connecting;
     target
         .admin_queues_so_far
@@ -79,30 +80,54 @@ pub fn start(target: &Rc<Target>, connecting: Connecting) -> Result<(), Refused>
     // Bounded by `MAX_QUEUE_DEPTH`, which is 16 bits.
     let depth = request.entries as u16;
     let limits = association.limits();
-    let mut conn = ControllerConn::new(
-        capsule.params,
-        QueueLimits {
-            depth,
-            in_capsule_bytes: limits.controller.in_capsule_bytes,
-            max_transfer_bytes: limits.controller.max_transfer_bytes,
-            r2t_window_bytes: limits.r2t_window_bytes,
-            flow_control: !request.disable_sq_flow_control,
-            success_flag: limits.success_flag,
-            admin: true,
-        },
-    );
+    let queue_limits = QueueLimits {
+        depth,
+        in_capsule_bytes: limits.controller.in_capsule_bytes,
+        max_transfer_bytes: limits.controller.max_transfer_bytes,
+        r2t_window_bytes: limits.r2t_window_bytes,
+        flow_control: !request.disable_sq_flow_control,
+        success_flag: limits.success_flag,
+        admin: true,
+    };
     let result = ConnectResult {
         cntlid: association.shared.key.cntlid,
         authentication_required: false,
         secure_channel_required: false,
     };
-    conn.accept_connect(request.cid, result.to_result() as u32);
+    let connect = (request.cid, result.to_result() as u32);
+    let pump = match (carried, pulse) {
+        (
+            Carried::Tcp {
+                stream,
+                params,
+                rest,
+            },
+            _,
+        ) => {
+            let mut conn = ControllerConn::new(params, queue_limits);
+            conn.accept_connect(connect.0, connect.1);
+            AdminPump::Tcp(Box::new(Pump::new(stream, conn, depth, &rest)))
+        }
+        (Carried::Rdma(greeted), Some(pulse)) => {
+            match RdmaPump::new(*greeted, queue_limits, connect, pulse) {
+                Ok(pump) => AdminPump::Rdma(Box::new(pump)),
+                Err(error) => {
+                    tracing::error!(%peer, host = %request.hostnqn, "an admin queue over RDMA cannot be served: {error}");
+                    let cntlid = association.shared.key.cntlid;
+                    served.associations.borrow_mut().remove(cntlid);
+                    association.advance(Stage::Ended);
+                    return Ok(());
+                }
+            }
+        }
+        (Carried::Rdma(_), None) => unreachable!("RDMA connections are made with a pulse"),
+    };
     tracing::info!(
-        peer = %stream.peer(), host = %request.hostnqn, subsystem = %request.subnqn,
+        %peer, host = %request.hostnqn, subsystem = %request.subnqn,
         controller = %association.shared.key.cntlid, kato_ms = request.kato_ms, "host connected"
     );
     let queue = AdminQueue {
-        pump: Pump::new(stream, conn, depth, &rest),
+        pump,
         target: Rc::clone(target),
         served,
         association,
@@ -115,12 +140,17 @@ pub fn start(target: &Rc<Target>, connecting: Connecting) -> Result<(), Refused>
     Ok(())
 }
 
-type Admitted = (Rc<Served>, Rc<Association>, UnboundedReceiver<Notice>);
+type Admitted = (
+    Rc<Served>,
+    Rc<Association>,
+    UnboundedReceiver<Notice>,
+    Option<Rc<Pulse>>,
+);
 
 /// Checks the request against what there is, and registers the association.
 fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refusal> {
     let request = &connecting.request;
-    let served = find_subsystem(target, request, connecting.stream.local())?;
+    let served = find_subsystem(target, request, connecting.addresses().0)?;
     if target.stopping.get() {
         return Err(Refusal::for_now(
             Status::CONNECT_CONTROLLER_BUSY,
@@ -137,7 +167,17 @@ fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refus
     } else {
         ControllerKind::Io
     };
-    let limits = target.announced();
+    let mut limits = target.announced();
+    let (transport, peer, pulse) = match &connecting.carried {
+        Carried::Tcp { stream, .. } => (Transport::Tcp, AdminPeer::Tcp(stream.clone()), None),
+        Carried::Rdma(greeted) => {
+            let in_capsule_bytes = &mut limits.controller.in_capsule_bytes;
+            *in_capsule_bytes = MAX_IN_CAPSULE_BYTES.min(*in_capsule_bytes);
+            let pulse = RdmaPump::pulse(greeted);
+            let peer = AdminPeer::Rdma(Rc::clone(&pulse));
+            (Transport::Rdma, peer, Some(pulse))
+        }
+    };
     let mut admitted = None;
     let registered = served.associations.borrow_mut().insert_with(|cntlid| {
         let init = ControllerInit {
@@ -145,7 +185,7 @@ fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refus
             cntlid,
             host_nqn: request.hostnqn.clone(),
             host_id: request.host_id,
-            transport: Transport::Tcp,
+            transport,
             kato_ms,
             limits: limits.controller,
         };
@@ -160,9 +200,13 @@ fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refus
             target.shards.count(),
         );
         let controller = Controller::new(init, now_ms(target));
-        let (association, notices) =
-            Association::new(shared, controller, limits, connecting.stream.clone());
-        admitted = Some((Rc::clone(&served), Rc::clone(&association), notices));
+        let (association, notices) = Association::new(shared, controller, limits, peer);
+        admitted = Some((
+            Rc::clone(&served),
+            Rc::clone(&association),
+            notices,
+            pulse.clone(),
+        ));
         association
     });
     match (registered, admitted) {
@@ -197,7 +241,7 @@ fn now_ms(target: &Target) -> u64 {
 
 /// One admin queue.
 struct AdminQueue {
-    pump: Pump,
+    pump: AdminPump,
     target: Rc<Target>,
     served: Rc<Served>,
     association: Rc<Association>,

@@ -17,7 +17,7 @@
 //! - one whose admin connection looks alive is *probed*: TCP is asked for a sign of life. A host that has given the connection up
 //!   answers with a reset, or with the end of stream that was on its way. A host that still has it acknowledges, which no
 //!   application has to be awake for. One that stays silent is unreachable over that path and is torn down: whatever it sent over it
-//!   must not land later.
+//!   must not land later. Over RDMA the host's device is asked, by a WRITE of nothing: it acknowledges as long as it has the connection.
 //!
 //! What this cannot see is a host that re-issues over a path that was alive all the time (multipath failover); the standard
 //! makes the host wait for the keep-alive timeout there. Only the admin connection is probed: hosts give up all
@@ -43,6 +43,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::accept::Counted;
 use super::net::Stream;
+use super::rdma::Pulse;
 use crate::model::ControllerShared;
 
 /// How long a host has to answer a probe. TCP probes once a second here, so four answers would have to be lost.
@@ -127,13 +128,21 @@ pub struct Association {
     stage: watch::Sender<Stage>,
     /// Set once nothing of a predecessor can reach storage any more.
     fence: watch::Sender<bool>,
-    admin: Stream,
+    admin: AdminPeer,
     notices: mpsc::UnboundedSender<Notice>,
     /// The admin side of the controller.
     pub controller: RefCell<Controller>,
     limits: AnnouncedLimits,
     queues: RefCell<BTreeMap<Qid, IoQueue>>,
     queue_closed: Notify,
+}
+
+/// The admin connection, as far as it is asked for signs of life.
+pub enum AdminPeer {
+    /// TCP.
+    Tcp(Stream),
+    /// RDMA.
+    Rdma(Rc<Pulse>),
 }
 
 /// What the host was told that it may use, which holds for as long as the association lives.
@@ -162,7 +171,7 @@ impl Association {
         shared: Arc<ControllerShared>,
         controller: Controller,
         limits: AnnouncedLimits,
-        admin: Stream,
+        admin: AdminPeer,
     ) -> (Rc<Self>, mpsc::UnboundedReceiver<Notice>) {
         let (notices, receiver) = mpsc::unbounded_channel();
         let association = Association {
@@ -225,12 +234,18 @@ impl Association {
 
     /// Our address that the host connected to.
     pub fn local(&self) -> SocketAddr {
-        self.admin.local()
+        match &self.admin {
+            AdminPeer::Tcp(stream) => stream.local(),
+            AdminPeer::Rdma(pulse) => pulse.local,
+        }
     }
 
     /// The host's address.
     pub fn peer(&self) -> SocketAddr {
-        self.admin.peer()
+        match &self.admin {
+            AdminPeer::Tcp(stream) => stream.peer(),
+            AdminPeer::Rdma(pulse) => pulse.peer,
+        }
     }
 
     /// Number of I/O queues now.
@@ -265,7 +280,14 @@ impl Association {
 
     /// Ends when the association is over, or has proved that its host still has it.
     async fn gone_or_alive(&self) {
-        if self.stage() == Stage::Live && probe(&self.admin).await == Probe::Alive {
+        let probed = async {
+            match &self.admin {
+                AdminPeer::Tcp(stream) => probe(stream).await,
+                AdminPeer::Rdma(pulse) if pulse.beats(PROBE_LIMIT).await => Probe::Alive,
+                AdminPeer::Rdma(_) => Probe::Dead,
+            }
+        };
+        if self.stage() == Stage::Live && probed.await == Probe::Alive {
             return;
         }
         self.end(EndReason::Replaced);

@@ -17,6 +17,7 @@ use zerocopy::little_endian::U16;
 use super::association::{Association, Notice};
 use super::ports::Ports;
 use super::target::Target;
+use crate::config::Carrier;
 
 /// Entries of an admin queue that any host may count on.
 const ADMIN_QUEUE_ENTRIES: u16 = 32;
@@ -26,6 +27,8 @@ const ADMIN_QUEUE_ENTRIES: u16 = 32;
 pub struct Port {
     /// PORTID; the same as long as the listener lives.
     pub id: u16,
+    /// What carries NVMe there.
+    pub carrier: Carrier,
     /// The address that it listens on.
     pub address: SocketAddr,
     /// Whether the configuration has it; the API made the others.
@@ -64,7 +67,8 @@ pub fn records(target: &Target, host: &Nqn, local: SocketAddr) -> DiscoveryRecor
     for referral in &target.config.borrow().referrals {
         let port = Port {
             id: 0,
-            address: referral.0,
+            carrier: referral.carrier,
+            address: referral.socket,
             declared: true,
         };
         entries.extend(entry(port, SubsystemType::REFERRAL, &Nqn::discovery()));
@@ -94,15 +98,18 @@ fn entry(port: Port, subtype: SubsystemType, nqn: &Nqn) -> Option<DiscoveryEntry
     } else {
         AddressFamily::IPV6
     };
-    let mut entry = DiscoveryEntry::tcp(
-        family,
-        &port.address.ip().to_string(),
-        &port.address.port().to_string(),
-        subtype,
-        nqn,
-        Treq::new(Treq::SECURE_NOT_SPECIFIED, true),
-        TcpSecurity::NONE,
-    )?;
+    let (traddr, trsvcid) = (
+        port.address.ip().to_string(),
+        port.address.port().to_string(),
+    );
+    let treq = Treq::new(Treq::SECURE_NOT_SPECIFIED, true);
+    let mut entry = match port.carrier {
+        Carrier::Tcp => {
+            let security = TcpSecurity::NONE;
+            DiscoveryEntry::tcp(family, &traddr, &trsvcid, subtype, nqn, treq, security)?
+        }
+        Carrier::Rdma => DiscoveryEntry::rdma(family, &traddr, &trsvcid, subtype, nqn, treq)?,
+    };
     entry.portid = U16::new(port.id);
     entry.asqsz = U16::new(ADMIN_QUEUE_ENTRIES);
     Some(entry)
@@ -151,10 +158,12 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nvme_proto::wire::log::TransportType;
 
     fn port(address: &str) -> Port {
         Port {
             id: 1,
+            carrier: Carrier::Tcp,
             address: address.parse().unwrap(),
             declared: true,
         }
@@ -192,5 +201,16 @@ mod tests {
             (entry.nqn().unwrap(), entry.portid.get(), entry.asqsz.get()),
             (nqn, 1, 32)
         );
+    }
+
+    #[test]
+    fn an_rdma_port_is_told_as_one() {
+        let port = Port {
+            carrier: Carrier::Rdma,
+            ..port("10.0.0.7:4420")
+        };
+        let entry = entry(port, SubsystemType::NVM, &Nqn::discovery()).unwrap();
+        assert_eq!(entry.trtype, TransportType::RDMA);
+        assert_eq!(entry.traddr.to_string(), "10.0.0.7");
     }
 }

@@ -3,6 +3,7 @@
 //! A socket that does not get through this in time is closed, so that silent ones cost nothing for long. A host whose Connect
 //! was refused may try again on the same connection until then.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use nvme_proto::controller::{ConnectRequest, Fault};
 use nvme_proto::queue::MAX_QUEUE_DEPTH;
 use nvme_proto::tcp::{
     ConnectCapsule, ControllerHandshake, ControllerOffer, HandshakeEvent, Pda,
-    TERMINATION_TIMEOUT_MS,
+    TERMINATION_TIMEOUT_MS, TcpParams,
 };
 use nvme_proto::wire::Status;
 use tokio::time::Instant;
@@ -18,6 +19,7 @@ use zerocopy::IntoBytes;
 
 use super::accept::Counted;
 use super::net::Stream;
+use super::rdma::Greeted;
 use super::target::Target;
 use super::{admin, io_connect};
 use crate::config::{Limits, TcpOptions};
@@ -28,15 +30,36 @@ const READ_BYTES: usize = 4096;
 /// A connection whose host has sent a whole Connect.
 pub struct Connecting {
     /// The connection.
-    pub stream: Stream,
+    pub carried: Carried,
     /// Counts it against the bound.
     pub counted: Counted,
-    /// What was agreed on, and the command.
-    pub capsule: Box<ConnectCapsule>,
     /// The command, checked.
     pub request: ConnectRequest,
-    /// What came in behind it.
-    pub rest: Vec<u8>,
+}
+
+/// What carries a connection.
+pub enum Carried {
+    /// TCP.
+    Tcp {
+        /// The socket.
+        stream: Stream,
+        /// What ICReq and ICResp agreed on.
+        params: TcpParams,
+        /// What came in behind Connect.
+        rest: Vec<u8>,
+    },
+    /// RDMA.
+    Rdma(Box<Greeted>),
+}
+
+impl Connecting {
+    /// Our address that the host connected to, and the host's.
+    pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        match &self.carried {
+            Carried::Tcp { stream, .. } => (stream.local(), stream.peer()),
+            Carried::Rdma(greeted) => greeted.addresses(),
+        }
+    }
 }
 
 /// Why a Connect is refused.
@@ -116,11 +139,13 @@ pub async fn serve(target: Rc<Target>, stream: Stream, counted: Counted) {
             Ok(request) => {
                 let host = request.hostnqn.clone();
                 let connecting = Connecting {
-                    stream,
+                    carried: Carried::Tcp {
+                        stream,
+                        params: capsule.params,
+                        rest: exchange.take_rest(),
+                    },
                     counted,
-                    capsule,
                     request,
-                    rest: exchange.take_rest(),
                 };
                 let outcome = if connecting.request.qid.is_admin() {
                     admin::start(&target, connecting)
@@ -131,8 +156,11 @@ pub async fn serve(target: Rc<Target>, stream: Stream, counted: Counted) {
                     return;
                 };
                 let (refusal, connecting) = *refused;
-                exchange.put_back(connecting.rest);
-                parts = (connecting.stream, connecting.counted);
+                let Carried::Tcp { stream, rest, .. } = connecting.carried else {
+                    return;
+                };
+                exchange.put_back(rest);
+                parts = (stream, connecting.counted);
                 tracing::warn!(%peer, %host, status = %refusal.status, "Connect refused: {}", refusal.reason);
                 refusal
             }

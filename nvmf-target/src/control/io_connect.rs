@@ -11,9 +11,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::admin;
 use super::association::{Association, Stage};
-use super::handshake::{Connecting, Refusal, Refused};
+use super::handshake::{Carried, Connecting, Refusal, Refused};
 use super::target::Target;
-use crate::shard::Adopt;
+use crate::shard::{Adopt, Connection};
 
 /// How long a queue of the same identifier has to go away: a host that reconnects a queue races the end of its own old connection.
 const OLD_QUEUE_PATIENCE: Duration = Duration::from_secs(2);
@@ -70,7 +70,7 @@ async fn admit(
 /// The association that the request is for, if it is live and the host may still use it.
 fn find(target: &Target, connecting: &Connecting) -> Result<Rc<Association>, Fault> {
     let request = &connecting.request;
-    let served = admin::find_subsystem(target, request, connecting.stream.local())?;
+    let served = admin::find_subsystem(target, request, connecting.addresses().0)?;
     served
         .association(request.cntlid)
         .filter(|association| association.stage() == Stage::Live)
@@ -89,13 +89,8 @@ fn hand_over(
         target.shards.unplace(shard);
         Refusal::for_now(Status::INTERNAL_ERROR, reason)
     };
-    let fd = match connecting.stream.to_owned_fd() {
-        Ok(fd) => fd,
-        Err(error) => {
-            let refusal = undo(format!("the socket cannot be handed to a shard: {error}"));
-            return Err(Box::new((refusal, connecting)));
-        }
-    };
+    let addresses = connecting.addresses();
+    let peer = addresses.1;
     // What the controller announced, not what the configuration says by now.
     let announced = association.limits();
     let limits = QueueLimits {
@@ -108,24 +103,67 @@ fn hand_over(
         success_flag: announced.success_flag,
         admin: false,
     };
+    // The stream's socket is closed here once the shard has its own descriptor.
+    let (connection, _stream) = match connecting.carried {
+        Carried::Tcp {
+            stream,
+            params,
+            rest,
+        } => match stream.to_owned_fd() {
+            Ok(fd) => {
+                let received = rest;
+                let connection = Connection::Tcp {
+                    fd,
+                    received,
+                    params,
+                };
+                (connection, Some(stream))
+            }
+            Err(error) => {
+                let refusal = undo(format!("the socket cannot be handed to a shard: {error}"));
+                let carried = Carried::Tcp {
+                    stream,
+                    params,
+                    rest,
+                };
+                return Err(Box::new((
+                    refusal,
+                    Connecting {
+                        carried,
+                        ..connecting
+                    },
+                )));
+            }
+        },
+        Carried::Rdma(greeted) => match greeted.into_idle() {
+            Some((qp, service)) => {
+                service.give_to_shard(qp.id().key(), shard);
+                (Connection::Rdma(Box::new(qp)), None)
+            }
+            None => {
+                undo(String::new());
+                tracing::debug!(%peer, queue = %request.qid, "the host closed the connection while its Connect was judged");
+                return Ok(());
+            }
+        },
+    };
     let adopt = Adopt {
-        fd,
-        received: connecting.rest.clone(),
-        tcp: connecting.capsule.params,
+        connection,
         limits,
         qid: request.qid,
         connect_cid: request.cid,
         controller: association.shared.clone(),
     };
     if let Err(gone) = target.shards.adopt(shard, adopt) {
-        let refusal = undo(gone.to_string());
-        return Err(Box::new((refusal, connecting)));
+        // Without the shard the process ends; the host sees its connection closed.
+        undo(String::new());
+        tracing::error!(%peer, "an I/O queue cannot be served: {gone}");
+        return Ok(());
     }
     tracing::debug!(
-        peer = %connecting.stream.peer(), host = %request.hostnqn, controller = %request.cntlid,
+        %peer, host = %request.hostnqn, controller = %request.cntlid,
         queue = %request.qid, entries = request.entries, shard, "I/O queue connected"
     );
-    let addresses = (connecting.stream.local(), connecting.stream.peer());
     association.keep_connection(request.qid, connecting.counted, addresses);
     Ok(())
 }

@@ -12,8 +12,26 @@ use super::discovery::Port;
 use super::handshake;
 use super::net::{self, Listener, Stream};
 use super::ports::covers;
+use super::rdma::{Rdma, RdmaListener};
 use super::target::Target;
-use crate::config::TcpAddress;
+use crate::config::{Address, Carrier};
+
+/// A bound listener.
+pub enum Bound {
+    /// NVMe/TCP.
+    Tcp(Listener),
+    /// NVMe/RDMA.
+    Rdma(RdmaListener),
+}
+
+impl Bound {
+    fn address(&self) -> (Carrier, SocketAddr) {
+        match self {
+            Bound::Tcp(listener) => (Carrier::Tcp, listener.address),
+            Bound::Rdma(listener) => (Carrier::Rdma, listener.address),
+        }
+    }
+}
 
 /// All listeners.
 #[derive(Default)]
@@ -23,7 +41,7 @@ pub struct Listeners {
 }
 
 struct Open {
-    configured: TcpAddress,
+    configured: Address,
     port: Port,
     task: JoinHandle<()>,
 }
@@ -34,29 +52,39 @@ impl Open {
         self.task.abort();
         // Cancelled, which was the intention.
         let _ = self.task.await;
-        tracing::info!("not listening on tcp://{} any more", self.port.address);
+        let Port {
+            carrier, address, ..
+        } = self.port;
+        tracing::info!("not listening on {carrier}://{address} any more");
     }
 }
 
 impl Listeners {
     /// Starts to accept on a bound socket.
-    pub fn start(
-        &self,
-        target: &Rc<Target>,
-        configured: TcpAddress,
-        listener: Listener,
-        declared: bool,
-    ) {
+    pub fn start(&self, target: &Rc<Target>, configured: Address, bound: Bound, declared: bool) {
         self.last_id.set(self.last_id.get().wrapping_add(1));
+        let (carrier, address) = bound.address();
         let port = Port {
             id: self.last_id.get(),
-            address: listener.address,
+            carrier,
+            address,
             declared,
         };
-        tracing::info!("listening on tcp://{}", port.address);
+        tracing::info!("listening on {carrier}://{address}");
         let target = Rc::clone(target);
         let task = spawn_local(async move {
-            accept_loop(&listener, |stream| admit(&target, stream)).await;
+            match bound {
+                Bound::Tcp(listener) => {
+                    accept_loop(&listener, |stream| admit(&target, stream)).await;
+                }
+                Bound::Rdma(listener) => {
+                    if let Err(error) = listener.start(&target) {
+                        tracing::error!("RDMA connections cannot be taken: {error}");
+                    }
+                    // It listens as long as it lives, which is until this task is ended.
+                    std::future::pending::<()>().await;
+                }
+            }
         });
         self.open.borrow_mut().push(Open {
             configured,
@@ -65,21 +93,22 @@ impl Listeners {
         });
     }
 
-    /// Whether somebody listens on the address, or on a wildcard that covers it.
+    /// Whether somebody listens over TCP on the address, or on a wildcard that covers it.
     pub fn covers(&self, address: SocketAddr) -> bool {
         let open = self.open.borrow();
-        open.iter().any(|open| covers(open.port.address, address))
+        open.iter()
+            .any(|open| open.port.carrier == Carrier::Tcp && covers(open.port.address, address))
     }
 
     /// Whether there is a listener on this very address that the configuration does not have.
-    pub fn has_undeclared(&self, address: TcpAddress) -> bool {
+    pub fn has_undeclared(&self, address: Address) -> bool {
         let open = self.open.borrow();
         open.iter()
             .any(|open| open.configured == address && !open.port.declared)
     }
 
     /// Takes the undeclared listener on this very address over into the configuration, if there is one.
-    pub fn declare(&self, address: TcpAddress) {
+    pub fn declare(&self, address: Address) {
         for open in self.open.borrow_mut().iter_mut() {
             open.port.declared |= open.configured == address;
         }
@@ -94,7 +123,7 @@ impl Listeners {
         let unwanted: Vec<Open> = {
             let mut open = self.open.borrow_mut();
             let unwanted =
-                |open: &mut Open| !open.port.declared && !named.contains(&open.configured.0);
+                |open: &mut Open| !open.port.declared && !named.contains(&open.configured.socket);
             open.extract_if(.., unwanted).collect()
         };
         for open in unwanted {
@@ -105,14 +134,16 @@ impl Listeners {
                 continue;
             }
             match Listener::bind(address) {
-                Ok(listener) => self.start(target, TcpAddress(address), listener, false),
+                Ok(listener) => {
+                    self.start(target, Address::tcp(address), Bound::Tcp(listener), false)
+                }
                 Err(error) => tracing::error!(%address, "cannot listen: {error}"),
             }
         }
     }
 
     /// Stops to accept where `configured` says; connections that were accepted stay. Whether anybody listened there.
-    pub async fn stop(&self, configured: TcpAddress) -> bool {
+    pub async fn stop(&self, configured: Address) -> bool {
         let closed = {
             let mut open = self.open.borrow_mut();
             let index = open
@@ -143,16 +174,25 @@ impl Listeners {
     }
 
     /// The addresses of the configuration's listeners.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
+    pub fn addresses(&self) -> Vec<Address> {
+        let address = |port: Port| Address {
+            carrier: port.carrier,
+            socket: port.address,
+        };
         let ports = self.ports().into_iter();
-        let declared = ports.filter(|port| port.declared);
-        declared.map(|port| port.address).collect()
+        ports.filter(|port| port.declared).map(address).collect()
     }
 }
 
 /// Binds listeners; none stays if one cannot be had.
-pub fn bind(addresses: &[TcpAddress]) -> io::Result<Vec<(TcpAddress, Listener)>> {
-    let bound = |address: &TcpAddress| Ok((*address, Listener::bind(address.0)?));
+pub fn bind(rdma: &Rdma, addresses: &[Address]) -> io::Result<Vec<(Address, Bound)>> {
+    let bound = |address: &Address| {
+        let bound = match address.carrier {
+            Carrier::Tcp => Bound::Tcp(Listener::bind(address.socket)?),
+            Carrier::Rdma => Bound::Rdma(rdma.bind(address.socket)?),
+        };
+        Ok((*address, bound))
+    };
     addresses.iter().map(bound).collect()
 }
 

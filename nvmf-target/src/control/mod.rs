@@ -10,6 +10,7 @@
 //! | [`accept`], [`listeners`], [`ports`] | accepting, and where which subsystem is served |
 //! | [`handshake`], [`io_connect`] | from the first byte to a queue |
 //! | [`admin`], [`pump`] | admin queues |
+//! | [`rdma`] | RDMA: listening, the steps to a queue, admin queues |
 //! | [`association`] | who is connected, and who has to wait for whom |
 //! | [`discovery`], [`view`] | what hosts are told |
 //! | [`target`], [`shards`], [`open`], [`flush`] | the state behind it all |
@@ -31,6 +32,7 @@ pub mod open;
 pub mod plan;
 pub mod ports;
 pub mod pump;
+pub mod rdma;
 pub mod ready;
 pub mod reload;
 pub mod run;

@@ -2,7 +2,7 @@
 //! plan out.
 
 use crate::backend::BackingSpec;
-use crate::config::{Config, NamespaceConfig, SubsystemConfig, TcpAddress};
+use crate::config::{Address, Config, NamespaceConfig, SubsystemConfig};
 use crate::model::{HostAccess, Nqn};
 
 /// How to get from one configuration to another.
@@ -15,9 +15,9 @@ pub struct Plan {
     /// Subsystems that stay.
     pub kept: Vec<SubsystemChange>,
     /// Listeners that go.
-    pub closed: Vec<TcpAddress>,
+    pub closed: Vec<Address>,
     /// Listeners that come.
-    pub opened: Vec<TcpAddress>,
+    pub opened: Vec<Address>,
     /// What has changed in the file but only a restart can change here.
     pub needs_restart: Vec<&'static str>,
     /// Whether discovery points elsewhere.
@@ -133,7 +133,7 @@ fn same_namespace(a: &NamespaceConfig, b: &NamespaceConfig) -> bool {
 }
 
 /// What is in `a` and not in `b`, counting repetitions (port 0 may be given more than once).
-fn difference(a: &[TcpAddress], b: &[TcpAddress]) -> Vec<TcpAddress> {
+fn difference(a: &[Address], b: &[Address]) -> Vec<Address> {
     let mut left = b.to_vec();
     a.iter()
         .filter(

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::discovery::Port;
+use crate::config::Carrier;
 
 /// The addresses at which hosts may connect to a subsystem.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,7 +34,9 @@ impl Ports {
             Ports::Declared => open.iter().filter(|port| port.declared).copied().collect(),
             Ports::Only(addresses) => {
                 let of = |address: &SocketAddr| {
-                    let port = open.iter().find(|port| covers(port.address, *address))?;
+                    let port = open.iter().find(|port| {
+                        port.carrier == Carrier::Tcp && covers(port.address, *address)
+                    })?;
                     Some(Port {
                         address: *address,
                         ..*port
@@ -85,6 +88,7 @@ mod tests {
     fn port(id: u16, text: &str, declared: bool) -> Port {
         Port {
             id,
+            carrier: Carrier::Tcp,
             address: addr(text),
             declared,
         }

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::association::EndReason;
 use super::handshake::linger;
 use super::net::Stream;
+use super::rdma::RdmaPump;
 
 /// One read; admin commands are few and small.
 const READ_BYTES: usize = 4096;
@@ -39,6 +40,64 @@ pub enum Event {
     Command(SlotId),
     /// The connection is over.
     Ended(EndReason),
+}
+
+/// An admin queue's pump, over either transport.
+pub enum AdminPump {
+    /// TCP.
+    Tcp(Box<Pump>),
+    /// RDMA.
+    Rdma(Box<RdmaPump>),
+}
+
+impl AdminPump {
+    /// The command in a slot.
+    pub fn command(&self, slot: SlotId) -> &Sqe {
+        match self {
+            Self::Tcp(pump) => pump.command(slot),
+            Self::Rdma(pump) => pump.command(slot),
+        }
+    }
+
+    /// The data that came with the command in a slot.
+    pub fn take_data(&mut self, slot: SlotId) -> Vec<u8> {
+        match self {
+            Self::Tcp(pump) => pump.take_data(slot),
+            Self::Rdma(pump) => pump.take_data(slot),
+        }
+    }
+
+    /// Completes a command without data.
+    pub fn complete(&mut self, slot: SlotId, status: Status, result: u64) {
+        match self {
+            Self::Tcp(pump) => pump.complete(slot, status, result),
+            Self::Rdma(pump) => pump.complete(slot, status, result),
+        }
+    }
+
+    /// Completes a command with data for the host; never more than its SGL takes.
+    pub fn complete_with_data(&mut self, slot: SlotId, data: Vec<u8>, result: u64) {
+        match self {
+            Self::Tcp(pump) => pump.complete_with_data(slot, data, result),
+            Self::Rdma(pump) => pump.complete_with_data(slot, &data, result),
+        }
+    }
+
+    /// What happens next; see [`Pump::next`].
+    pub async fn next(&mut self) -> Event {
+        match self {
+            Self::Tcp(pump) => pump.next().await,
+            Self::Rdma(pump) => pump.next().await,
+        }
+    }
+
+    /// Sends what is still to be sent, within reason, and ends the connection.
+    pub async fn close(self) {
+        match self {
+            Self::Tcp(pump) => pump.close().await,
+            Self::Rdma(pump) => pump.close().await,
+        }
+    }
 }
 
 /// See the module's text.

@@ -2,19 +2,19 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 
 use sd_notify::NotifyState;
 
+use crate::config::Address;
 use crate::logging::print_line;
 use crate::model::Nqn;
 
-/// Writes the addresses, one `tcp://ADDR:PORT` a line, so that the file is either absent or complete.
-pub fn write_ready_file(path: &Path, addresses: &[SocketAddr]) -> io::Result<()> {
+/// Writes the addresses, one `tcp://ADDR:PORT` or `rdma://ADDR:PORT` a line, so that the file is either absent or complete.
+pub fn write_ready_file(path: &Path, addresses: &[Address]) -> io::Result<()> {
     let lines: String = addresses
         .iter()
-        .map(|address| format!("tcp://{address}\n"))
+        .map(|address| format!("{address}\n"))
         .collect();
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}", std::process::id()));
@@ -23,7 +23,7 @@ pub fn write_ready_file(path: &Path, addresses: &[SocketAddr]) -> io::Result<()>
 }
 
 /// Prints what a host must be told to connect, NQNs and addresses, and tells the service manager that hosts can.
-pub fn announce(addresses: &[SocketAddr], nqns: &[Nqn], json: bool) {
+pub fn announce(addresses: &[Address], nqns: &[Nqn], json: bool) {
     for nqn in nqns {
         let line = if json {
             serde_json::json!({ "event": "serving", "nqn": nqn.to_string() }).to_string()
@@ -33,7 +33,7 @@ pub fn announce(addresses: &[SocketAddr], nqns: &[Nqn], json: bool) {
         print_line(io::stdout(), &line);
     }
     for address in addresses {
-        let address = format!("tcp://{address}");
+        let address = address.to_string();
         let line = if json {
             serde_json::json!({ "event": "listening", "address": address }).to_string()
         } else {

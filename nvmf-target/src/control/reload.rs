@@ -12,16 +12,15 @@ use nvme_proto::wire::Nsid;
 
 use super::association::EndReason;
 use super::discovery::Snapshot;
-use super::listeners;
+use super::listeners::{self, Bound};
 use super::live::Owner;
-use super::net::Listener;
 use super::open::OpenError;
 use super::plan::{Plan, SubsystemChange};
 use super::ports::Ports;
 use super::ready;
 use super::target::{Served, Target};
 use crate::config::cli::Cli;
-use crate::config::{Config, TcpAddress};
+use crate::config::{Address, Config};
 use crate::model::{HostAccess, Namespace, NamespaceTable, Subsystem};
 
 /// Opening blocks the control thread, and hosts wait for their keep-alives: storage in use is refused at once.
@@ -56,7 +55,7 @@ pub async fn reload(cli: &Cli, target: &Rc<Target>) {
 struct Prepared {
     added: Vec<Subsystem>,
     changes: Vec<Change>,
-    opened: Vec<(TcpAddress, Listener)>,
+    opened: Vec<(Address, Bound)>,
 }
 
 /// Changes of one subsystem.
@@ -169,10 +168,10 @@ fn prepare_change(
 /// come back if that did not help.
 ///
 /// Where the API listens already nothing is bound: the listener becomes the configuration's.
-async fn bind(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Vec<(TcpAddress, Listener)>> {
+async fn bind(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Vec<(Address, Bound)>> {
     let mut wanted = plan.opened.clone();
     wanted.retain(|address| !target.listeners.has_undeclared(*address));
-    let first = listeners::bind(&wanted);
+    let first = listeners::bind(&target.rdma, &wanted);
     match first {
         Err(error) if error.kind() == ErrorKind::AddrInUse && !plan.closed.is_empty() => {
             let mut addresses = Vec::new();
@@ -181,9 +180,9 @@ async fn bind(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Vec<(TcpAddres
                     addresses.push(*closed);
                 }
             }
-            let second = listeners::bind(&wanted);
+            let second = listeners::bind(&target.rdma, &wanted);
             if second.is_err() {
-                for (address, listener) in listeners::bind(&addresses)? {
+                for (address, listener) in listeners::bind(&target.rdma, &addresses)? {
                     target.listeners.start(target, address, listener, true);
                 }
             }

@@ -140,7 +140,7 @@ async fn start(
         Some(places) => Some(Manager::restore(&target, places.state_dir.take()).await?),
         None => None,
     };
-    for (configured, listener) in listeners::bind(&addresses)? {
+    for (configured, listener) in listeners::bind(&target.rdma, &addresses)? {
         target.listeners.start(&target, configured, listener, true);
     }
     target.listeners.settle(&target).await;
@@ -201,6 +201,7 @@ async fn follow_shards(target: Rc<Target>, mut events: mpsc::UnboundedReceiver<S
                     }
                 }
             }
+            ShardEvent::RdmaClosed(id) => target.rdma.forget(id),
             ShardEvent::Failed { shard, reason } => {
                 // Its queues are gone, and its namespaces are out of reach for every host placed there.
                 tracing::error!(shard, "a shard has failed: {reason}");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvme_proto::wire::{Cid, Qid};
+use nvmf_io::verbs::IdKey;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
@@ -67,6 +68,12 @@ impl Shards {
     /// Hands a connection to a shard.
     pub fn adopt(&self, shard: usize, adopt: Adopt) -> Result<(), ShardGone> {
         self.handles[shard].send(ShardMessage::Adopt(Box::new(adopt)))
+    }
+
+    /// Tells a shard that the host closed an RDMA connection.
+    pub fn hung_up(&self, shard: usize, id: IdKey) {
+        // A shard that has ended has no connections.
+        let _ = self.handles[shard].send(ShardMessage::HungUp(id));
     }
 
     /// Makes the table the one that every shard uses for the subsystem.

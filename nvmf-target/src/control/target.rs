@@ -18,6 +18,7 @@ use super::listeners::Listeners;
 use super::live::Owner;
 use super::open::{self, OpenError, Opener};
 use super::ports::Ports;
+use super::rdma::Rdma;
 use super::shards::Shards;
 use super::view::subsystem_info;
 use crate::api::state::TransportRecord;
@@ -112,6 +113,8 @@ pub struct Target {
     pub discovery: Rc<Served>,
     /// Where hosts connect.
     pub listeners: Listeners,
+    /// RDMA, once somebody listens on it.
+    pub rdma: Rdma,
     /// When the process started.
     pub started: Instant,
     subsystems: RefCell<Vec<Rc<Served>>>,
@@ -156,6 +159,7 @@ impl Target {
             connections: ConnectionCount::default(),
             discovery: Served::new(discovery, Owner::File),
             listeners: Listeners::default(),
+            rdma: Rdma::default(),
             started: Instant::now(),
             subsystems: RefCell::default(),
             leaving: RefCell::default(),

@@ -15,6 +15,7 @@ use super::spaces::{SpaceId, Spaces};
 use super::token::QueueKey;
 use crate::backend::Lent;
 use crate::model::IoClass;
+use crate::rdma::{LinkEvent, Registrars};
 
 /// A command that completed in this turn; counted at the turn's end, when its response goes out, with one look at the clock for all.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +74,10 @@ pub(super) struct Context {
     pub(super) stall_check: Option<Instant>,
     pub(super) aborts: Vec<PendingAbort>,
     pub(super) events: UnboundedSender<ShardEvent>,
+    /// Memory registered with RDMA devices.
+    pub(super) registrars: Registrars,
+    /// Where events of RDMA links are gathered.
+    pub(super) link_events: Vec<LinkEvent>,
     /// Where headers are made.
     pub(super) header: Box<TxHeader>,
 }
@@ -112,6 +117,8 @@ impl Context {
             stall_check: None,
             aborts: Vec::new(),
             events,
+            registrars: Registrars::default(),
+            link_events: Vec::new(),
             header: Box::new([0; TX_HEADER_BYTES]),
         }
     }

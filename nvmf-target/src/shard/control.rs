@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use nvme_proto::wire::Nsid;
+use nvme_proto::wire::{Nsid, Qid};
+use nvmf_io::verbs::IdKey;
 
 use super::message::{
-    Adopt, CloseReason, QueueStats, Reply, Scope, ShardEvent, ShardMessage, ShardStats,
+    Adopt, CloseReason, Connection, QueueStats, Reply, Scope, ShardEvent, ShardMessage, ShardStats,
 };
 use super::queue::Queue;
 use super::run::Shard;
 use super::spaces::SpaceId;
-use crate::model::{NamespaceTable, SubsystemId};
+use crate::model::{ControllerKey, NamespaceTable, SubsystemId};
 
 impl Scope {
     /// Whether all commands of this queue are meant.
@@ -80,6 +81,12 @@ impl Shard {
                     }
                 }
             }
+            ShardMessage::HungUp(id) => {
+                let found = self.queues().find(|queue| queue.is_link(id));
+                if let Some(key) = found.map(|queue| queue.key) {
+                    self.with(key, |queue, cx| queue.close(cx, CloseReason::HostClosed));
+                }
+            }
             ShardMessage::Stats { reply } => {
                 let _ = reply.send(self.stats());
             }
@@ -92,29 +99,51 @@ impl Shard {
 
     fn adopt(&mut self, adopt: Adopt) {
         let (controller, qid) = (adopt.controller.key, adopt.qid);
+        let link = match &adopt.connection {
+            Connection::Tcp { .. } => None,
+            Connection::Rdma(qp) => Some(qp.id().key()),
+        };
         let key = if self.stopping.is_none() {
             self.free_key()
         } else {
             None
         };
         let Some(key) = key else {
-            let reason = CloseReason::Dropped;
-            let shard = self.cx.shard;
-            let _ = self.cx.events.send(ShardEvent::QueueClosed {
-                shard,
-                controller,
-                qid,
-                reason,
-            });
-            return;
+            return self.not_adopted(controller, qid, link, CloseReason::Dropped);
         };
-        let mut queue = Queue::new(key, adopt, 0, &mut self.cx);
+        let mut queue = match Queue::new(key, adopt, 0, &mut self.cx) {
+            Ok(queue) => queue,
+            Err(reason) => {
+                return self.not_adopted(controller, qid, link, CloseReason::Socket(reason));
+            }
+        };
         queue.paused = self
             .pauses
             .iter()
             .filter(|pause| pause.has_queue(&queue))
             .count() as u32;
         self.insert(queue);
+    }
+
+    /// A connection was dropped instead of being adopted.
+    fn not_adopted(
+        &self,
+        controller: ControllerKey,
+        qid: Qid,
+        link: Option<IdKey>,
+        reason: CloseReason,
+    ) {
+        let closed = ShardEvent::QueueClosed {
+            shard: self.cx.shard,
+            controller,
+            qid,
+            reason,
+        };
+        let link = link.map(ShardEvent::RdmaClosed);
+        for event in std::iter::once(closed).chain(link) {
+            // Nobody listens when the process ends.
+            let _ = self.cx.events.send(event);
+        }
     }
 
     fn replace_namespaces(&mut self, subsystem: SubsystemId, table: &Arc<NamespaceTable>) {
@@ -208,14 +237,14 @@ impl Shard {
 
     fn stats(&self) -> ShardStats {
         let waiting =
-            |queue: &Queue| queue.waiting.len() + usize::from(queue.rx.blocked().is_some());
+            |queue: &Queue| queue.waiting.len() + usize::from(queue.wire.blocked().is_some());
         ShardStats {
             queues: self
                 .queues()
                 .map(|queue| QueueStats {
                     controller: queue.controller.key,
                     qid: queue.qid,
-                    in_flight: queue.conn.in_flight() as u32,
+                    in_flight: queue.wire.queue().in_flight() as u32,
                     commands: queue.commands,
                 })
                 .collect(),

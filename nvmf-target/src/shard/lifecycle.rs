@@ -15,12 +15,14 @@ use nvme_proto::queue::SlotId;
 use nvme_proto::queue::controller::AbortOutcome;
 use nvme_proto::violation::Violation;
 use nvme_proto::wire::{Cid, Status};
+use nvmf_io::verbs::IdKey;
 
 use super::context::{Context, PendingAbort};
 use super::message::{CloseReason, Reply, ShardEvent};
 use super::queue::Queue;
 use super::slot::Phase;
 use super::token::Purpose;
+use super::wire::Wire;
 
 /// State of a queue, see the module's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +68,10 @@ impl Queue {
             Life::Live => {
                 self.life = Life::Draining;
                 self.ending.reason = Some(reason);
-                self.rx.discard();
-                self.arm(cx);
+                self.wire.discard();
+                if let Wire::Tcp(_) = self.wire {
+                    self.arm(cx);
+                }
                 cx.timers.set(self.key, cx.now + cx.patience.drain);
                 // Sending, be it nothing, leads on.
                 self.mark_dirty(cx);
@@ -79,7 +83,7 @@ impl Queue {
 
     /// Goes on to close once a draining queue has nothing more to say.
     pub(super) fn drained(&mut self, cx: &mut Context) {
-        let done = self.running == 0 && self.tx.is_idle() && !self.conn.wants_transmit();
+        let done = self.running == 0 && self.wire.is_sent() && !self.wire.wants_transmit();
         if let Life::Draining = self.life
             && done
         {
@@ -91,12 +95,14 @@ impl Queue {
     pub(super) fn violated(&mut self, cx: &mut Context, violation: Violation) {
         tracing::warn!(host = %self.controller.host_nqn, queue = %self.qid, %violation, "the host broke the protocol");
         let reason = CloseReason::Violation(violation.to_string());
-        if !self.conn.is_terminating() {
+        // RDMA has no termination request.
+        let is_told = matches!(&self.wire, Wire::Tcp(tcp) if tcp.conn.is_terminating());
+        if !is_told {
             return self.close(cx, reason);
         }
         self.life = Life::Terminating;
         self.ending.reason = Some(reason);
-        self.rx.discard();
+        self.wire.discard();
         self.end_commands(cx);
         cx.timers.set(self.key, cx.now + cx.patience.termination);
         self.mark_dirty(cx);
@@ -110,10 +116,19 @@ impl Queue {
         self.life = Life::Closing;
         self.ending.reason.get_or_insert(reason);
         cx.timers.cancel(&self.key);
-        self.rx.discard();
+        self.wire.discard();
         self.end_commands(cx);
-        // Fails when the host was faster.
-        let _ = cx.ring.shutdown(self.socket);
+        match &mut self.wire {
+            Wire::Tcp(tcp) => {
+                // Fails when the host was faster.
+                let _ = cx.ring.shutdown(tcp.socket);
+            }
+            Wire::Rdma(rdma) => {
+                rdma.link.close();
+                cx.timers.set(self.key, cx.now + cx.patience.drain);
+                self.mark_ready(cx);
+            }
+        }
         cx.closing.push(self.key);
     }
 
@@ -121,13 +136,22 @@ impl Queue {
     fn end_commands(&mut self, cx: &mut Context) {
         self.waiting.clear();
         self.held.clear();
-        self.conn.close(|_| {});
+        self.wire.close_protocol();
         // What is left in the protocol's queue is being executed: here, or by the backing.
-        let left: Vec<SlotId> = self.conn.live_slots().map(|(slot, _)| slot).collect();
+        let left: Vec<SlotId> = self
+            .wire
+            .queue()
+            .live_slots()
+            .map(|(slot, _)| slot)
+            .collect();
         let ours = left
             .into_iter()
             .filter(|slot| self.slots[*slot].phase != Phase::Running);
-        ours.for_each(|slot| self.conn.complete(slot, Status::ABORTED_SQ_DELETION, 0));
+        ours.for_each(|slot| {
+            self.wire
+                .queue_mut()
+                .complete(slot, Status::ABORTED_SQ_DELETION, 0)
+        });
         let ended: Vec<(SlotId, Phase)> = self
             .slots
             .busy()
@@ -149,17 +173,37 @@ impl Queue {
 
     /// Its time limit has passed.
     pub(super) fn timed_out(&mut self, cx: &mut Context) {
+        if let (Life::Closing, Wire::Rdma(rdma)) = (self.life, &mut self.wire) {
+            // Destroying the queue pair ends what is posted.
+            tracing::warn!(queue = %self.qid, "the RDMA device did not give back what was posted in time");
+            rdma.abandoned = true;
+        }
         self.close(cx, CloseReason::Dropped);
+    }
+
+    /// Whether it is the link with this identifier.
+    pub(super) fn is_link(&self, id: IdKey) -> bool {
+        matches!(&self.wire, Wire::Rdma(rdma) if rdma.link.qp().id().key() == id)
     }
 
     /// Whether nothing of it is in flight any more, neither on the socket nor on a backing.
     pub(super) fn is_gone(&self) -> bool {
-        self.life == Life::Closing && self.running == 0 && self.tx.is_idle() && self.rx.is_idle()
+        self.life == Life::Closing && self.running == 0 && self.wire.is_quiet()
     }
 
     /// Says that it is gone.
     pub(super) fn announce(&mut self, cx: &mut Context) {
-        cx.ring.remove_socket(self.socket);
+        match &self.wire {
+            Wire::Tcp(tcp) => {
+                cx.ring.remove_socket(tcp.socket);
+            }
+            Wire::Rdma(rdma) => {
+                cx.ring.cancel(Purpose::Completions(self.key).token());
+                cx.timers.cancel(&self.key);
+                let id = rdma.link.qp().id().key();
+                let _ = cx.events.send(ShardEvent::RdmaClosed(id));
+            }
+        }
         let reason = self.ending.reason.take().unwrap_or(CloseReason::Dropped);
         tracing::debug!(host = %self.controller.host_nqn, queue = %self.qid, ?reason, "queue closed");
         let event = ShardEvent::QueueClosed {
@@ -181,7 +225,7 @@ impl Queue {
     /// Closes the queue if it has held buffers too long for a host that does nothing.
     pub(super) fn check_stall(&mut self, cx: &mut Context) {
         let waits_for_host =
-            !self.tx.is_idle() || self.slots.busy().any(|(_, slot)| slot.phase == Phase::Data);
+            !self.wire.is_sent() || self.slots.busy().any(|(_, slot)| slot.phase == Phase::Data);
         let idle = cx.now.saturating_duration_since(self.ending.progress);
         if self.buffer_bytes > 0
             && waits_for_host
@@ -196,7 +240,7 @@ impl Queue {
 
     /// The Abort command for `cid`: removes what waits, tries to cancel what runs.
     pub(super) fn abort(&mut self, cx: &mut Context, cid: Cid, reply: Reply<bool>) {
-        let slot = match self.conn.abort(cid) {
+        let slot = match self.wire.queue().abort(cid) {
             AbortOutcome::NotFound => {
                 let _ = reply.send(false);
                 return;
@@ -223,8 +267,8 @@ impl Queue {
             Phase::Buffer | Phase::Data | Phase::Held | Phase::Free | Phase::Sending => {
                 self.waiting.retain(|other| *other != slot);
                 self.held.retain(|other| *other != slot);
-                if self.rx.blocked() == Some(slot) {
-                    self.rx.unblock();
+                if self.wire.blocked() == Some(slot) {
+                    self.wire.unblock();
                     self.mark_ready(cx);
                 }
                 self.finish(cx, slot, Status::ABORT_REQUESTED);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use nvme_proto::queue::QueueLimits;
 use nvme_proto::tcp::TcpParams;
 use nvme_proto::wire::{Cid, Nsid, Qid};
+use nvmf_io::verbs::{IdKey, IdleQueuePair};
 use tokio::sync::oneshot;
 
 use crate::model::{ControllerKey, ControllerShared, NamespaceTable, Nqn, SubsystemId};
@@ -75,6 +76,8 @@ pub enum ShardMessage {
         /// reach storage after that. This is what fences an association from its successor.
         ack: Reply<()>,
     },
+    /// The connection manager says that the host closed an RDMA connection, or that its device goes away.
+    HungUp(IdKey),
     /// The Abort command: end the command `cid` of an I/O queue.
     Abort {
         /// The controller.
@@ -101,12 +104,8 @@ pub enum ShardMessage {
 /// A connection whose Connect was received and accepted, on its way to the shard that has it from then on.
 #[derive(Debug)]
 pub struct Adopt {
-    /// The socket.
-    pub fd: OwnedFd,
-    /// What was received from it beyond the Connect capsule.
-    pub received: Vec<u8>,
-    /// What ICReq and ICResp agreed on.
-    pub tcp: TcpParams,
+    /// What carries it.
+    pub connection: Connection,
     /// What the queue is made with: its depth from Connect, the rest as the controller announced it.
     pub limits: QueueLimits,
     /// The queue's identifier, not 0.
@@ -115,6 +114,22 @@ pub struct Adopt {
     pub connect_cid: Cid,
     /// The controller that the queue belongs to. The namespaces of its subsystem were sent before ([`ShardMessage::Namespaces`]).
     pub controller: Arc<ControllerShared>,
+}
+
+/// What carries an adopted queue.
+#[derive(Debug)]
+pub enum Connection {
+    /// TCP.
+    Tcp {
+        /// The socket.
+        fd: OwnedFd,
+        /// What was received from it beyond the Connect capsule.
+        received: Vec<u8>,
+        /// What ICReq and ICResp agreed on.
+        params: TcpParams,
+    },
+    /// RDMA: a queue pair with nothing posted, large enough for the queue.
+    Rdma(Box<IdleQueuePair>),
 }
 
 /// What a shard tells the control thread on its own.
@@ -131,6 +146,8 @@ pub enum ShardEvent {
         /// Why.
         reason: CloseReason,
     },
+    /// An RDMA connection that the shard had is gone.
+    RdmaClosed(IdKey),
     /// The shard's thread ended without being asked to; its queues are gone.
     Failed {
         /// The shard.

@@ -7,7 +7,9 @@
 //! |---|---|
 //! | `run` | the loop |
 //! | `queue` | a connection with its commands: from command to completion |
-//! | `receive`, `transmit` | its two halves |
+//! | `wire` | what carries it: TCP or RDMA |
+//! | `receive`, `transmit` | the two halves of a TCP connection |
+//! | `rdma` | an RDMA link |
 //! | `lifecycle` | its end, and Abort |
 //! | `slot`, `spaces` | what is known of a command, and of a namespace |
 //! | `control` | messages of the control thread |
@@ -19,14 +21,16 @@ mod handle;
 mod lifecycle;
 mod message;
 mod queue;
+mod rdma;
 mod receive;
 mod run;
 mod slot;
 mod spaces;
 mod token;
 mod transmit;
+mod wire;
 
 pub use handle::{Patience, ShardConfig, ShardError, ShardGone, ShardHandle};
 pub use message::{
-    Adopt, CloseReason, QueueStats, Reply, Scope, ShardEvent, ShardMessage, ShardStats,
+    Adopt, CloseReason, Connection, QueueStats, Reply, Scope, ShardEvent, ShardMessage, ShardStats,
 };

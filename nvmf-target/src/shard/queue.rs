@@ -16,17 +16,19 @@ use std::sync::Arc;
 use nvme_proto::controller::validate_io;
 use nvme_proto::queue::{QueueLimits, SlotId, Transfer};
 use nvme_proto::tcp::ControllerConn;
-use nvme_proto::wire::{Nsid, Qid, Status};
-use nvmf_io::{Buf, Errno, SockId};
+use nvme_proto::violation::Violation;
+use nvme_proto::wire::{Cid, Nsid, Qid, Status};
+use nvmf_io::{Buf, Errno};
 
 use super::context::{Context, Finished};
 use super::lifecycle::{Ending, Life};
-use super::message::{Adopt, CloseReason};
+use super::message::{Adopt, CloseReason, Connection};
 use super::receive::Rx;
 use super::slot::{Command, Phase, Slots};
 use super::spaces::SubsystemIndex;
 use super::token::{Purpose, QueueKey};
 use super::transmit::Tx;
+use super::wire::{Rdma, Tcp, Wire};
 use crate::backend::{Next, Task, Work, plan};
 use crate::model::ControllerShared;
 
@@ -39,12 +41,9 @@ pub(super) struct Queue {
     pub(super) qid: Qid,
     pub(super) controller: Arc<ControllerShared>,
     pub(super) subsystem: SubsystemIndex,
-    pub(super) conn: ControllerConn,
-    pub(super) socket: SockId,
+    pub(super) wire: Wire,
     pub(super) limits: QueueLimits,
     pub(super) slots: Slots,
-    pub(super) rx: Rx,
-    pub(super) tx: Tx,
     pub(super) life: Life,
     pub(super) ending: Ending,
     /// Commands that wait for a buffer, in order.
@@ -76,22 +75,46 @@ enum Reserve {
 
 impl Queue {
     /// A queue for an adopted connection. Allocates all that it needs later.
-    pub(super) fn new(key: QueueKey, adopt: Adopt, paused: u32, cx: &mut Context) -> Self {
+    ///
+    /// # Errors
+    /// Why the connection cannot be served.
+    pub(super) fn new(
+        key: QueueKey,
+        adopt: Adopt,
+        paused: u32,
+        cx: &mut Context,
+    ) -> Result<Self, String> {
         let subsystem = cx.spaces.subsystem(adopt.controller.key.subsystem);
-        let mut conn = ControllerConn::new(adopt.tcp, adopt.limits);
-        conn.accept_connect(adopt.connect_cid, adopt.controller.key.cntlid.0.into());
+        let cntlid = u32::from(adopt.controller.key.cntlid.0);
+        let wire = match adopt.connection {
+            Connection::Tcp {
+                fd,
+                received,
+                params,
+            } => {
+                let mut conn = ControllerConn::new(params, adopt.limits);
+                conn.accept_connect(adopt.connect_cid, cntlid);
+                Wire::Tcp(Tcp {
+                    conn,
+                    socket: cx.ring.add_socket(fd),
+                    rx: Rx::new(received),
+                    tx: Tx::new(),
+                })
+            }
+            Connection::Rdma(qp) => {
+                let connect = (adopt.connect_cid, cntlid);
+                Wire::Rdma(Rdma::adopt(*qp, &adopt.limits, connect, key, cx)?)
+            }
+        };
         let depth = adopt.limits.depth;
         let mut queue = Self {
             key,
             qid: adopt.qid,
             controller: adopt.controller,
             subsystem,
-            conn,
-            socket: cx.ring.add_socket(adopt.fd),
+            wire,
             limits: adopt.limits,
             slots: Slots::new(depth),
-            rx: Rx::new(adopt.received),
-            tx: Tx::new(),
             life: Life::Live,
             ending: Ending::new(cx.now),
             waiting: VecDeque::with_capacity(depth.into()),
@@ -105,10 +128,30 @@ impl Queue {
             is_starving: false,
             commands: 0,
         };
-        queue.reserve = queue.new_reserve(cx);
+        if let Wire::Tcp(_) = queue.wire {
+            queue.reserve = queue.new_reserve(cx);
+        }
         queue.mark_dirty(cx);
         queue.mark_ready(cx);
-        queue
+        Ok(queue)
+    }
+
+    /// Looks at what came in.
+    pub(super) fn look(&mut self, cx: &mut Context) {
+        match self.wire {
+            Wire::Tcp(_) => self.look_at_input(cx),
+            Wire::Rdma(_) => {
+                self.complete(cx);
+            }
+        }
+    }
+
+    /// Sends what there is to send.
+    pub(super) fn transmit(&mut self, cx: &mut Context) {
+        match self.wire {
+            Wire::Tcp(_) => self.send(cx),
+            Wire::Rdma(_) => self.post(cx),
+        }
     }
 
     fn new_reserve(&self, cx: &Context) -> Reserve {
@@ -139,7 +182,7 @@ impl Queue {
     pub(super) fn command(&mut self, cx: &mut Context, slot: SlotId) {
         self.commands += 1;
         self.controller.touch(cx.tick);
-        let sqe = self.conn.command(slot);
+        let sqe = self.wire.queue().command(slot);
         if sqe.is_fabrics() {
             return self.fabrics_command(cx, slot);
         }
@@ -156,11 +199,11 @@ impl Queue {
         };
         // Without a namespace of its own only what is for all of them passes the checks.
         let Some(space_id) = space_id.or_else(|| cx.spaces.next(self.subsystem, Nsid::NONE)) else {
-            self.conn.complete(slot, Status::SUCCESS, 0);
+            self.wire.queue_mut().complete(slot, Status::SUCCESS, 0);
             return self.mark_dirty(cx);
         };
         let space = cx.spaces.get_mut(space_id);
-        let transfer = self.conn.transfer(slot);
+        let transfer = self.wire.queue().transfer(slot);
         space.users += 1;
         let needs_no_buffer = space.backend.needs_no_buffer(&plan.op);
         self.slots[slot].command = Some(Command {
@@ -181,13 +224,27 @@ impl Queue {
         {
             return self.start(cx, slot);
         }
+        if let Wire::Rdma(rdma) = &self.wire
+            && let Transfer::InCapsule(_) = transfer
+        {
+            // They came with it, in a buffer that the link has back when the response goes out.
+            if let Some(data) = rdma.link.in_capsule(slot).cloned() {
+                self.buffer_bytes += u64::from(data.len());
+                self.slots[slot].data = Some(data);
+            }
+            return self.start(cx, slot);
+        }
+        if needs_no_buffer && self.is_rdma() {
+            // What nobody wants need not be fetched.
+            return self.start(cx, slot);
+        }
         if needs_no_buffer || self.take_buffer(cx, slot, transfer) {
             return self.buffer_ready(cx, slot, transfer);
         }
         self.slots[slot].phase = Phase::Buffer;
         if let Transfer::InCapsule(_) = transfer {
             // Its data come next, and nothing behind them can be received.
-            self.rx.block(slot);
+            self.wire.block(slot);
         } else {
             self.waiting.push_back(slot);
         }
@@ -200,9 +257,9 @@ impl Queue {
         match transfer {
             Transfer::FromHost(len) => {
                 if self.slots[slot].data.is_some() {
-                    self.rx.expect(len);
+                    self.wire.expect(len);
                 }
-                self.conn.request_data(slot);
+                self.wire.queue_mut().request_data(slot);
                 self.mark_dirty(cx);
             }
             Transfer::InCapsule(_) => {}
@@ -261,10 +318,10 @@ impl Queue {
 
     /// Tries once more to get the buffer for whatever waits longest. `true`: it got one.
     pub(super) fn serve_starving(&mut self, cx: &mut Context) -> bool {
-        if let Some(slot) = self.rx.blocked() {
-            let transfer = self.conn.transfer(slot);
+        if let Some(slot) = self.wire.blocked() {
+            let transfer = self.wire.queue().transfer(slot);
             if self.take_buffer(cx, slot, transfer) {
-                self.rx.unblock();
+                self.wire.unblock();
                 self.buffer_ready(cx, slot, transfer);
                 self.mark_ready(cx);
                 return true;
@@ -273,7 +330,7 @@ impl Queue {
         let Some(&slot) = self.waiting.front() else {
             return false;
         };
-        let transfer = self.conn.transfer(slot);
+        let transfer = self.wire.queue().transfer(slot);
         if self.take_buffer(cx, slot, transfer) {
             self.waiting.pop_front();
             self.buffer_ready(cx, slot, transfer);
@@ -284,7 +341,7 @@ impl Queue {
 
     /// Whether a command waits for a buffer.
     pub(super) fn starves(&self) -> bool {
-        self.rx.blocked().is_some() || !self.waiting.is_empty()
+        self.wire.blocked().is_some() || !self.waiting.is_empty()
     }
 
     /// All that a command needs is there: hand it to the backing, unless a pause holds it.
@@ -300,7 +357,7 @@ impl Queue {
         }
         if space.revision != command.revision {
             // Resized or removed since it was checked.
-            let sqe = self.conn.command(slot);
+            let sqe = self.wire.queue().command(slot);
             let checked = match space.retired {
                 true => Err(Status::INVALID_NAMESPACE.dnr()),
                 false if command.for_all => Ok(()),
@@ -421,11 +478,13 @@ impl Queue {
         }
         if status.is_success() && command.to_host_bytes > 0 && self.life.answers() {
             state.phase = Phase::Sending;
-            self.conn.complete_with_data(slot, command.to_host_bytes, 0);
+            self.wire
+                .queue_mut()
+                .complete_with_data(slot, command.to_host_bytes, 0);
         } else {
             state.phase = Phase::Free;
             self.release_buffer(cx, slot);
-            self.conn.complete(slot, status, 0);
+            self.wire.queue_mut().complete(slot, status, 0);
         }
         self.answer_abort(cx, slot, status);
         self.mark_dirty(cx);
@@ -448,22 +507,31 @@ impl Queue {
         true
     }
 
+    /// A command broke a rule of the transport, and was answered.
+    pub(super) fn refused(&mut self, cx: &mut Context, cid: Cid, violation: Violation) {
+        tracing::debug!(queue = %self.qid, %cid, %violation, "command refused");
+        self.commands += 1;
+        self.controller.touch(cx.tick);
+        self.controller.counters.shard(cx.shard).failed(false);
+        self.mark_dirty(cx);
+    }
+
     /// Completes a command that failed its checks.
     fn refuse(&mut self, cx: &mut Context, slot: SlotId, status: Status) {
         self.controller.counters.shard(cx.shard).failed(false);
-        self.conn.complete(slot, status, 0);
+        self.wire.queue_mut().complete(slot, status, 0);
         self.mark_dirty(cx);
     }
 
     /// A fabrics command on an I/O queue: Disconnect, or one that is in the wrong place.
     fn fabrics_command(&mut self, cx: &mut Context, slot: SlotId) {
-        let sqe = self.conn.command(slot);
+        let sqe = self.wire.queue().command(slot);
         let status = match validate_io(sqe, None) {
             Ok(_) => Status::SUCCESS,
             Err(fault) => fault.status(),
         };
         let disconnects = status.is_success();
-        self.conn.complete(slot, status, 0);
+        self.wire.queue_mut().complete(slot, status, 0);
         self.mark_dirty(cx);
         if disconnects {
             self.drain(cx, CloseReason::Disconnected);

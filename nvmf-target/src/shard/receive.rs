@@ -25,6 +25,7 @@ use super::lifecycle::Life;
 use super::message::CloseReason;
 use super::queue::Queue;
 use super::token::Purpose;
+use super::wire::{Tcp, Wire};
 
 /// Commands of one connection that a turn handles: a whole queue of the usual depth, so that its responses go out with one send. With
 /// half of that the second half waited for the first one's send.
@@ -135,16 +136,24 @@ impl Rx {
 }
 
 impl Queue {
+    /// The connection, where TCP's completions are handled: they come only for queues that have one.
+    pub(super) fn tcp(&mut self) -> &mut Tcp {
+        match &mut self.wire {
+            Wire::Tcp(tcp) => tcp,
+            Wire::Rdma(_) => unreachable!("a queue over RDMA has no socket"),
+        }
+    }
+
     /// A receive into receive buffers completed.
     pub(super) fn received(&mut self, cx: &mut Context, completion: Completion) {
         if !completion.more {
-            self.rx.armed = Armed::No;
-            self.rx.cancelling = false;
+            self.tcp().rx.armed = Armed::No;
+            self.tcp().rx.cancelling = false;
         }
         match (completion.result, completion.rx) {
             (Ok(_), Some(chunk)) => {
                 self.progressed(cx);
-                self.rx.backlog.push_back((Input::Chunk(chunk), 0));
+                self.tcp().rx.backlog.push_back((Input::Chunk(chunk), 0));
                 if !self.is_ready {
                     self.first_look(cx);
                 }
@@ -161,7 +170,8 @@ impl Queue {
 
     /// A receive straight into a command's buffer completed.
     pub(super) fn received_into(&mut self, cx: &mut Context, result: Result<u32, Errno>) {
-        let Armed::Into(buf, offset, crc) = std::mem::replace(&mut self.rx.armed, Armed::No) else {
+        let Armed::Into(buf, offset, crc) = std::mem::replace(&mut self.tcp().rx.armed, Armed::No)
+        else {
             return;
         };
         match result {
@@ -169,7 +179,7 @@ impl Queue {
                 self.progressed(cx);
                 let crc = crc.map(|crc| Crc(buf.crc32c(offset..offset + len, crc.0)));
                 drop(buf);
-                self.conn.payload_received(len, crc);
+                self.tcp().conn.payload_received(len, crc);
                 // Less than asked for means that the stream ended; the next receive says so.
                 self.consume(cx, &[], 0, &mut 0);
                 self.arm(cx);
@@ -185,29 +195,29 @@ impl Queue {
 
     /// Looks at the first commands that came in this turn; at the others once all connections had their first.
     fn first_look(&mut self, cx: &mut Context) {
-        if self.rx.first.0 != cx.turn {
-            self.rx.first = (cx.turn, COMMANDS_AT_FIRST);
+        if self.tcp().rx.first.0 != cx.turn {
+            self.tcp().rx.first = (cx.turn, COMMANDS_AT_FIRST);
         }
-        if self.rx.first.1 == 0 {
+        if self.tcp().rx.first.1 == 0 {
             return self.mark_ready(cx);
         }
-        let mut budget = self.rx.first.1;
+        let mut budget = self.tcp().rx.first.1;
         self.look_at(cx, &mut budget);
-        self.rx.first.1 = budget;
+        self.tcp().rx.first.1 = budget;
     }
 
     /// Looks at input, as much as a turn may, and sees to it that more comes.
-    pub(super) fn look(&mut self, cx: &mut Context) {
+    pub(super) fn look_at_input(&mut self, cx: &mut Context) {
         self.look_at(cx, &mut { COMMANDS_PER_TURN });
     }
 
     fn look_at(&mut self, cx: &mut Context, budget: &mut u32) {
-        while self.rx.blocked.is_none()
-            && let Some((input, at)) = self.rx.backlog.pop_front()
+        while self.tcp().rx.blocked.is_none()
+            && let Some((input, at)) = self.tcp().rx.backlog.pop_front()
         {
             if let Some(at) = self.consume(cx, &input, at, budget) {
-                self.rx.backlog.push_front((input, at));
-                if self.rx.blocked.is_none() {
+                self.tcp().rx.backlog.push_front((input, at));
+                if self.tcp().rx.blocked.is_none() {
                     self.mark_ready(cx);
                 }
                 break;
@@ -227,7 +237,7 @@ impl Queue {
     ) -> Option<usize> {
         loop {
             let input = &bytes[at..];
-            let (taken, received) = match self.conn.receive(input) {
+            let (taken, received) = match self.tcp().conn.receive(input) {
                 Ok(received) => received,
                 Err(violation) => {
                     self.violated(cx, violation);
@@ -243,7 +253,7 @@ impl Queue {
                         break;
                     }
                     *budget = budget.saturating_sub(1);
-                    if self.rx.blocked.is_some() || (*budget == 0 && at < bytes.len()) {
+                    if self.tcp().rx.blocked.is_some() || (*budget == 0 && at < bytes.len()) {
                         return Some(at);
                     }
                 }
@@ -261,13 +271,7 @@ impl Queue {
                 Received::DataDigestError { slot } => {
                     self.finish(cx, slot, Status::TRANSIENT_TRANSPORT_ERROR);
                 }
-                Received::Refused { cid, violation } => {
-                    tracing::debug!(queue = %self.qid, %cid, %violation, "command refused");
-                    self.commands += 1;
-                    self.controller.touch(cx.tick);
-                    self.controller.counters.shard(cx.shard).failed(false);
-                    self.mark_dirty(cx);
-                }
+                Received::Refused { cid, violation } => self.refused(cx, cid, violation),
                 Received::TermReq { fes, fei } => {
                     self.close(
                         cx,
@@ -277,7 +281,7 @@ impl Queue {
                 }
             }
         }
-        if self.conn.wants_transmit() {
+        if self.tcp().conn.wants_transmit() {
             self.mark_dirty(cx);
         }
         None
@@ -286,47 +290,50 @@ impl Queue {
     /// Sees to it that the right receive is in flight, or none while there is enough input to look at.
     pub(super) fn arm(&mut self, cx: &mut Context) {
         let stopped = match self.life {
-            Life::Live => self.rx.blocked.is_some() || self.rx.backlog.len() >= MAX_BACKLOG,
+            Life::Live => {
+                self.tcp().rx.blocked.is_some() || self.tcp().rx.backlog.len() >= MAX_BACKLOG
+            }
             Life::Terminating => false,
             Life::Draining => true,
             Life::Closing => return,
         };
-        match self.rx.armed {
+        let key = self.key;
+        let rx = &mut self.tcp().rx;
+        match rx.armed {
             Armed::Multishot => {
-                if (stopped || self.rx.single > 0) && !self.rx.cancelling {
-                    self.rx.cancelling = true;
-                    cx.ring.cancel(Purpose::Receive(self.key).token());
+                if (stopped || rx.single > 0) && !rx.cancelling {
+                    rx.cancelling = true;
+                    cx.ring.cancel(Purpose::Receive(key).token());
                 }
             }
             Armed::Once | Armed::Into(..) => {}
-            Armed::No if stopped || !self.rx.backlog.is_empty() => {}
+            Armed::No if stopped || !rx.backlog.is_empty() => {}
             Armed::No => self.receive_next(cx),
         }
     }
 
     fn receive_next(&mut self, cx: &mut Context) {
-        if let Some(pending) = self.conn.pending_payload()
+        let Wire::Tcp(tcp) = &mut self.wire else {
+            return;
+        };
+        if let Some(pending) = tcp.conn.pending_payload()
             && pending.len >= DIRECT_BYTES
             && let Some(data) = &self.slots[pending.slot].data
         {
             let range = pending.offset..pending.offset + pending.len;
-            cx.ring.recv_into(
-                self.socket,
-                data,
-                range,
-                Purpose::ReceiveInto(self.key).token(),
-            );
-            self.rx.armed = Armed::Into(data.clone(), pending.offset, pending.crc);
+            let token = Purpose::ReceiveInto(self.key).token();
+            cx.ring.recv_into(tcp.socket, data, range, token);
+            tcp.rx.armed = Armed::Into(data.clone(), pending.offset, pending.crc);
             return;
         }
         let token = Purpose::Receive(self.key).token();
-        if self.rx.single > 0 {
-            self.rx.single -= 1;
-            cx.ring.recv_once(self.socket, token);
-            self.rx.armed = Armed::Once;
+        if tcp.rx.single > 0 {
+            tcp.rx.single -= 1;
+            cx.ring.recv_once(tcp.socket, token);
+            tcp.rx.armed = Armed::Once;
         } else {
-            cx.ring.recv_multishot(self.socket, token);
-            self.rx.armed = Armed::Multishot;
+            cx.ring.recv_multishot(tcp.socket, token);
+            tcp.rx.armed = Armed::Multishot;
         }
     }
 }

@@ -101,6 +101,9 @@ impl Shard {
             active = true;
             self.handle(message);
         }
+        if !self.busy_poll.is_zero() {
+            active |= self.poll_links();
+        }
         self.let_light_ones_go();
         for _ in 0..self.cx.ready.len() {
             active = true;
@@ -170,6 +173,7 @@ impl Shard {
         let (Purpose::Receive(key)
         | Purpose::ReceiveInto(key)
         | Purpose::Send(key)
+        | Purpose::Completions(key)
         | Purpose::Storage(key, _)) = purpose
         else {
             return;
@@ -185,6 +189,7 @@ impl Shard {
                     queue.sent(cx, batch, completion.result);
                 }
             }
+            Purpose::Completions(_) => queue.woken(cx, completion.more),
             Purpose::Storage(_, slot) => queue.storage_done(cx, slot, completion.result),
             Purpose::Wake | Purpose::Device(_) => {}
         }
@@ -219,6 +224,17 @@ impl Shard {
             // What is wrong with the ring shows again at the end of the turn. What completes now is for the next one.
             let _ = self.cx.ring.wait(Wait::Poll);
         }
+    }
+
+    /// Looks at the completion queues of RDMA connections. Returns whether there was anything.
+    fn poll_links(&mut self) -> bool {
+        let mut any = false;
+        for entry in &mut self.queues {
+            if let Some(queue) = &mut entry.queue {
+                any |= queue.is_rdma() && queue.complete(&mut self.cx);
+            }
+        }
+        any
     }
 
     /// Submits commands to devices with rings of their own and applies what completes, until nothing does at once.
@@ -323,6 +339,8 @@ impl Shard {
             false
         });
         self.cx.closing = closing;
+        // Devices that the control thread has given up.
+        self.cx.registrars.prune();
         self.answer_drops();
     }
 

@@ -27,6 +27,8 @@ pub(super) enum Purpose {
     Send(QueueKey),
     /// An operation of a command on its backing.
     Storage(QueueKey, SlotId),
+    /// The completion queue of an RDMA connection has something.
+    Completions(QueueKey),
     /// A device that has a ring of its own has something to reap.
     Device(SpaceId),
 }
@@ -36,6 +38,7 @@ const RECEIVE_INTO: u64 = 2;
 const SEND: u64 = 3;
 const STORAGE: u64 = 4;
 const DEVICE: u64 = 5;
+const COMPLETIONS: u64 = 6;
 
 impl Purpose {
     /// As a token: kind, generation, index and slot, 16 bits each.
@@ -45,6 +48,7 @@ impl Purpose {
             Self::Receive(key) => (RECEIVE, key, 0),
             Self::ReceiveInto(key) => (RECEIVE_INTO, key, 0),
             Self::Send(key) => (SEND, key, 0),
+            Self::Completions(key) => (COMPLETIONS, key, 0),
             Self::Storage(key, slot) => (STORAGE, key, slot.0),
             Self::Device(space) => return Token(DEVICE << 48 | u64::from(space.0)),
         };
@@ -63,6 +67,7 @@ impl Purpose {
             RECEIVE_INTO => Self::ReceiveInto(key),
             SEND => Self::Send(key),
             STORAGE => Self::Storage(key, SlotId(token.0 as u16)),
+            COMPLETIONS => Self::Completions(key),
             DEVICE => Self::Device(SpaceId(token.0 as u32)),
             _ => Self::Wake,
         }
@@ -82,6 +87,7 @@ mod tests {
                 Purpose::Receive(key),
                 Purpose::ReceiveInto(key),
                 Purpose::Send(key),
+                Purpose::Completions(key),
                 Purpose::Storage(key, SlotId(slot)),
                 Purpose::Device(SpaceId(u32::from(slot) << 8)),
             ] {

@@ -41,18 +41,18 @@ impl Tx {
 
 impl Queue {
     /// Sends what there is to send, unless a send is in flight.
-    pub(super) fn transmit(&mut self, cx: &mut Context) {
-        let Some(mut batch) = self.tx.batch.take() else {
+    pub(super) fn send(&mut self, cx: &mut Context) {
+        let Some(mut batch) = self.tcp().tx.batch.take() else {
             return;
         };
         if let Life::Closing = self.life {
-            self.tx.batch = Some(batch);
+            self.tcp().tx.batch = Some(batch);
             return;
         }
         while batch.bytes() < MAX_BATCH_BYTES
             && batch.fits(TX_HEADER_BYTES + DIGEST_BYTES, PDU_SEGMENTS)
         {
-            let Some(pdu) = self.conn.poll_transmit(&mut cx.header) else {
+            let Some(pdu) = self.tcp().conn.poll_transmit(&mut cx.header) else {
                 break;
             };
             let mut pushed = batch.push_header(&cx.header[..pdu.header_bytes.into()]);
@@ -64,7 +64,7 @@ impl Queue {
                 // A part of a PDU must not go out.
                 tracing::error!(queue = %self.qid, "a PDU does not fit its batch; the connection is closed");
                 batch.clear();
-                self.tx.batch = Some(batch);
+                self.tcp().tx.batch = Some(batch);
                 return self.close(
                     cx,
                     CloseReason::Socket("internal error while sending".into()),
@@ -72,11 +72,11 @@ impl Queue {
             }
         }
         if batch.is_empty() {
-            self.tx.batch = Some(batch);
+            self.tcp().tx.batch = Some(batch);
             self.drained(cx);
         } else {
-            cx.ring
-                .send(self.socket, batch, Purpose::Send(self.key).token());
+            let token = Purpose::Send(self.key).token();
+            cx.ring.send(self.tcp().socket, batch, token);
         }
     }
 
@@ -135,11 +135,11 @@ impl Queue {
         let all = batch.bytes();
         batch.clear();
         cx.buffers_freed = true;
-        self.tx.batch = Some(batch);
+        self.tcp().tx.batch = Some(batch);
         self.progressed(cx);
         match result {
             Ok(sent) if sent as usize == all => {
-                if self.conn.wants_transmit() {
+                if self.tcp().conn.wants_transmit() {
                     self.mark_dirty(cx);
                 }
                 self.drained(cx);

@@ -14,8 +14,8 @@ use nvmf_target::model::{
     Nqn, SubsystemId,
 };
 use nvmf_target::shard::{
-    Adopt, CloseReason, Reply, Scope, ShardConfig, ShardEvent, ShardHandle, ShardMessage,
-    ShardStats,
+    Adopt, CloseReason, Connection, Reply, Scope, ShardConfig, ShardEvent, ShardHandle,
+    ShardMessage, ShardStats,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
@@ -248,9 +248,11 @@ impl Rig {
         assert!(sent.len() > TX_HEADER_BYTES);
         let controller = self.controller(options);
         let adopt = ShardMessage::Adopt(Box::new(Adopt {
-            fd: server.into(),
-            received: Vec::new(),
-            tcp,
+            connection: Connection::Tcp {
+                fd: server.into(),
+                received: Vec::new(),
+                params: tcp,
+            },
             limits: QueueLimits {
                 depth: options.depth,
                 in_capsule_bytes: options.in_capsule_bytes,

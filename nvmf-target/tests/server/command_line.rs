@@ -24,8 +24,8 @@ fn mistakes_exit_with_2_and_say_what_to_do() {
             "--allow-any-host",
         ),
         (
-            &["--null", "1G", "--listen", "rdma://127.0.0.1"],
-            "NVMe/TCP only",
+            &["--null", "1G", "--listen", "fc://127.0.0.1"],
+            "rdma://ADDR:PORT",
         ),
         (&["--null", "1G", "--log", "loud"], "--log"),
         (&[], "nothing to serve"),

@@ -268,6 +268,11 @@ fn work(ends: &Ends, mut pair: Pair, pool: &BufPool) -> Result<()> {
         of_host.registrations()
     );
 
+    send(&mut pair.target, SendWork::Probe, 5, true)?;
+    pair.target.post()?;
+    sent(&mut pair.target, 5)?;
+    println!("a sign of life");
+
     // The queue is bounded, and what it cannot take is refused.
     for token in 0..SIZES.sends {
         let work = SendWork::Invalidate { key: 0 };

@@ -13,8 +13,9 @@ use super::{OneSubsystem, check_target, register, unsupported};
 use crate::api::Methods;
 use crate::api::manager::{Manager, parse_subsystem, ports_of};
 use crate::api::state::State;
-use crate::config::TcpAddress;
+use crate::config::Address;
 use crate::control::association::{Association, EndReason};
+use crate::control::listeners::Bound;
 use crate::control::live::{self, LiveError, Owner};
 use crate::control::net::Listener;
 
@@ -64,8 +65,10 @@ async fn add_listener(manager: Rc<Manager>, params: AddListener) -> Result<bool,
     };
     // Started first, so that discovery tells of it as soon as the subsystem is served there.
     if let Some(listener) = bound {
-        let configured = TcpAddress(address);
-        target.listeners.start(target, configured, listener, false);
+        let configured = Address::tcp(address);
+        target
+            .listeners
+            .start(target, configured, Bound::Tcp(listener), false);
     }
     let applied = apply(&manager, &change, after, index).await;
     if applied.is_err() {

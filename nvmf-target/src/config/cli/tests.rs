@@ -209,10 +209,10 @@ fn each_mistake_says_what_to_write() {
         config(&twice).unwrap_err(),
         "--listen: tcp://127.0.0.1:4420 is given twice; leave one out"
     );
-    let rdma = usage_error(&["--null", "1G", "--listen", "rdma://10.0.0.1:4420"]);
+    let unknown = usage_error(&["--null", "1G", "--listen", "fc://10.0.0.1:4420"]);
     assert!(
-        rdma.contains("this build serves NVMe/TCP only, it has no RDMA transport"),
-        "{rdma}"
+        unknown.contains("write tcp://ADDR:PORT or rdma://ADDR:PORT"),
+        "{unknown}"
     );
     let size = usage_error(&["--memory", "10GB"]);
     assert!(size.contains("is ambiguous: write 10GiB"), "{size}");
@@ -254,7 +254,7 @@ fn options_reach_the_configuration() {
     );
     assert_eq!(config.cores, Some("1".parse().unwrap()));
     assert_eq!(config.busy_poll_us, 100);
-    assert_eq!(config.listeners[0].0.port(), 0);
+    assert_eq!(config.listeners[0].socket.port(), 0);
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn flags_win_over_the_file() {
     let path = path.to_str().unwrap();
     let from_file = config(&["--config", path]).unwrap();
     assert_eq!(
-        (from_file.busy_poll_us, from_file.listeners[0].0.port()),
+        (from_file.busy_poll_us, from_file.listeners[0].socket.port()),
         (7, 1)
     );
     let over = config(&[
@@ -283,7 +283,7 @@ fn flags_win_over_the_file() {
         "tcp://127.0.0.1:2",
     ])
     .unwrap();
-    assert_eq!((over.busy_poll_us, over.listeners[0].0.port()), (9, 2));
+    assert_eq!((over.busy_poll_us, over.listeners[0].socket.port()), (9, 2));
     assert_eq!(over.cores, Some("2".parse().unwrap()));
 }
 

@@ -103,7 +103,7 @@ fn a_whole_file_is_read_key_by_key() {
     );
     assert_eq!(
         config.referrals,
-        ["tcp://10.0.0.9:8009".parse::<TcpAddress>().unwrap()]
+        ["tcp://10.0.0.9:8009".parse::<Address>().unwrap()]
     );
     assert_eq!(config.cores, Some("0,1".parse().unwrap()));
     assert_eq!(config.busy_poll_us, 50);
@@ -220,9 +220,9 @@ fn syntax_and_type_errors_name_file_line_and_key() {
         ]
     );
     assert_eq!(
-        messages("listen = [\"rdma://10.0.0.1:4420\"]\n"),
+        messages("listen = [\"fc://10.0.0.1:4420\"]\n"),
         [
-            "t.toml:1: listen: \"rdma://10.0.0.1:4420\": this build serves NVMe/TCP only, it has no RDMA transport; write tcp://ADDR:PORT"
+            "t.toml:1: listen: \"fc://10.0.0.1:4420\": transport \"fc\" is unknown; write tcp://ADDR:PORT or rdma://ADDR:PORT"
         ]
     );
     assert_eq!(

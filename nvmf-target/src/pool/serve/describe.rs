@@ -1,6 +1,5 @@
 //! Records and what is going on as the API tells them.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,12 +12,14 @@ use super::super::record::{SnapshotRecord, Source, VolumeRecord};
 use super::super::store::Pool;
 use super::subsystem::{nguid_of, nqn_of};
 use super::{Failure, Pools, blocking};
+use crate::config::Address;
 use crate::control::live::connected_hosts;
 use crate::control::target::Target;
 
-fn address(address: SocketAddr) -> types::ListenAddress {
+fn address(Address { carrier, socket }: Address) -> types::ListenAddress {
+    let address = socket;
     types::ListenAddress {
-        trtype: "TCP".to_owned(),
+        trtype: carrier.to_string().to_uppercase(),
         adrfam: if address.is_ipv4() { "IPv4" } else { "IPv6" }.to_owned(),
         traddr: address.ip().to_string(),
         trsvcid: address.port().to_string(),

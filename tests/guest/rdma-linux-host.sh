@@ -1,0 +1,244 @@
+#!/bin/bash
+# rdma-linux-host.sh: the Linux kernel's NVMe/RDMA host against nvmf-target over soft RoCE: discovery, identification, data, faults,
+# TCP beside it, and private data that is wrong.
+# guest: --uml --mem 1536 --timeout 600
+# guest: --qemu --cpus 2 --mem 2048 --timeout 1500
+# shellcheck source=../../tools/guest/lib.sh
+. "$GUEST_LIB"
+suite rdma-linux-host
+
+NQN=nqn.2024-01.org.example:storage
+HERE=10.96.0.1
+AT=(-t rdma -a "$HERE" -s 4420)
+CONFIG=$SUITE_TMP/target.toml
+
+# Runs a program as on a machine without rdma-core.
+# shellcheck disable=SC2016
+WITHOUT_LIBRARY=(unshare -m bash -c 'for lib in /usr/lib/*/librdmacm.so.1; do mount --bind /dev/null "$(readlink -f "$lib")"; done && exec "$@"' -)
+refuse 'without rdma-core, rdma:// says what to install' 'rdma://.*librdmacm.*apt install librdmacm1 ibverbs-providers' \
+  "${WITHOUT_LIBRARY[@]}" nvmf-target --null 1G --allow-any-host --listen "rdma://$HERE"
+tcp_only() {
+  start plain "${WITHOUT_LIBRARY[@]}" nvmf-target --null 1G --listen tcp://127.0.0.1:4421
+  wait_until 20 nvme discover -t tcp -a 127.0.0.1 -s 4421
+  stop plain
+}
+check 'without rdma-core, the same program serves TCP' tcp_only
+refuse 'an address without an RDMA device is refused' 'rdma link show' nvmf-target --null 1G --allow-any-host --listen "rdma://$HERE"
+
+SIZE=32M LOAD=16M QUEUES=1 ROUNDS=20
+[ "$GUEST_KIND" = uml ] || SIZE=2M LOAD=8M QUEUES=2 ROUNDS=3 # emulation is slow, but has two processors
+
+device() {
+  [ -e /sys/class/net/dummy0 ] || ip link add dummy0 type dummy
+  ip link set dummy0 up
+  ip address add $HERE/24 dev dummy0
+  rdma link add rxe0 type rxe netdev dummy0
+}
+check 'an RDMA device in software' device
+configure() {
+  truncate -s 256M /dev/shm/store
+  cat >"$CONFIG" <<TOML
+listen = ["rdma://$HERE:4420", "tcp://127.0.0.1:4420"]
+[limits]
+handshake-ms = 2000
+[[subsystem]]
+nqn = "$NQN"
+allow-any-host = true
+[[subsystem.namespace]]
+nsid = 1
+kind = "file"
+path = "/dev/shm/store"
+[[subsystem.namespace]]
+nsid = 2
+kind = "memory"
+size = "64M"
+[[subsystem.namespace]]
+nsid = 3
+kind = "null"
+size = "1G"
+TOML
+  nvmf-target --config "$CONFIG" --check
+}
+check 'a configuration that passes --check' configure
+start target nvmf-target --config "$CONFIG" --ready-file "$SUITE_TMP/ready"
+ready() {
+  wait_until 20 test -s "$SUITE_TMP/ready"
+  grep -qx "rdma://$HERE:4420" "$SUITE_TMP/ready"
+}
+check 'the target is ready on both transports' ready
+
+lists() {
+  local log
+  log=$(nvme discover "${AT[@]}")
+  echo "$log"
+  grep -q "subnqn: *$NQN\$" <<<"$log"
+  grep -q 'trtype: *rdma' <<<"$log"
+  grep -q 'trtype: *tcp' <<<"$log" && return 1 # it listens on loopback, which this host cannot reach over RDMA
+  grep -q 'rdma_cms: *rdma-cm' <<<"$log"
+}
+check 'discover over RDMA' lists
+check 'private data wrong in each field is rejected with its code' rdma-peer refused $HERE:4420
+check 'a silent connection is ended' rdma-peer silent $HERE:4420
+
+attach() {
+  nvme connect "${AT[@]}" -n $NQN "$@"
+  local nsid
+  for nsid in 1 2 3; do wait_until 20 ns_dev $NQN $nsid; done
+}
+detached() { ! ctrl_dev $NQN; }
+detach() {
+  nvme disconnect -n $NQN
+  wait_until 20 detached
+}
+queues() {
+  attach -i 4
+  # queue_count counts the admin queue too; the kernel asks for no more queues than processors.
+  expect 'queues' $((QUEUES + 1)) "$(cat "/sys/class/nvme/$(basename "$(ctrl_dev $NQN)")/queue_count")"
+}
+check 'connect' queues
+identify() {
+  local ctrl
+  ctrl=$(ctrl_dev $NQN)
+  expect transport rdma "$(cat "/sys/class/nvme/$(basename "$ctrl")/transport")"
+  nvme id-ctrl "$ctrl" | tee /dev/stderr | grep -qE '^sgls *: 0x100005'
+  nvme id-ctrl "$ctrl" | grep -qE '^ioccsz *: 260' # 64 + 4096 bytes
+  nvme smart-log "$ctrl"
+}
+check 'id-ctrl says what RDMA takes' identify
+# verify NSID BLOCK-SIZE SIZE
+verify() {
+  local disk
+  disk=$(ns_dev $NQN "$1")
+  fio_verify "$disk" --bs="$2" --size="$3"
+}
+for size in 4k 64k 1m; do
+  check "fio verifies a file at $size" verify 1 $size $SIZE
+  check "fio verifies memory at $size" verify 2 $size $SIZE
+done
+zeroes() {
+  local disk
+  disk=$(ns_dev $NQN 3)
+  cmp -n $((4 << 20)) "$disk" /dev/zero
+  dd if=/dev/urandom of="$disk" bs=1M count=4 oflag=direct
+}
+check 'a null namespace reads as zeroes and takes writes' zeroes
+files() {
+  local disk
+  disk=$(ns_dev $NQN 1)
+  wipefs -aq "$disk"
+  mkfs.ext4 -q "$disk"
+  mkdir -p /mnt/rdma
+  mount "$disk" /mnt/rdma
+  fio_verify /mnt/rdma/file --size=$SIZE --bs=64k
+  umount /mnt/rdma
+}
+check 'mkfs.ext4, mount, fio verify' files
+
+# under_fio NSID CMD: runs CMD again and again while fio verifies; fio must not see it.
+under_fio() {
+  local disk fio
+  disk=$(ns_dev $NQN "$1")
+  fio_verify "$disk" --size=$LOAD --bs=4k --loops=2 --rate_iops=3000 &
+  fio=$!
+  shift
+  wait_until 20 busy "$disk"
+  "$@"
+  wait $fio
+}
+busy() { [ "$(awk '{ print $5 }' "/sys/block/$(basename "$1")/stat")" -gt 100 ]; }
+resets() {
+  local n
+  for n in 1 2 3; do
+    nvme reset "$(ctrl_dev $NQN)"
+    wait_until 30 live
+  done
+}
+live() { [ "$(cat "/sys/class/nvme/$(basename "$(ctrl_dev $NQN)")/state")" = live ]; }
+check 'reset under fio verify' under_fio 2 resets
+# A namespace in memory has a new identity after a restart, so what survives one is the file.
+kills() {
+  stop target KILL
+  wait_until 30 not_live
+  start target nvmf-target --config "$CONFIG" --ready-file "$SUITE_TMP/ready2"
+  wait_until 30 test -s "$SUITE_TMP/ready2"
+  wait_until 60 live
+}
+not_live() { ! live; }
+check 'kill -9 and restart under fio verify' under_fio 1 kills
+check 'disconnect' detach
+
+disconnect_under_io() {
+  attach -i 1
+  local disk fio
+  disk=$(ns_dev $NQN 1)
+  # Ends with an error as soon as its device goes away, long before its time.
+  fio --name=load --filename="$disk" --rw=randread --bs=4k --iodepth=16 --ioengine=libaio --direct=1 --runtime=300 --time_based >/dev/null 2>&1 &
+  fio=$!
+  wait_until 20 reading "$disk"
+  nvme disconnect -n $NQN
+  wait_until 20 detached
+  wait_until 20 ended $fio
+}
+ended() { ! kill -0 "$1" 2>/dev/null; }
+reading() { [ "$(awk '{ print $1 }' "/sys/block/$(basename "$1")/stat")" -gt 100 ]; }
+check 'disconnect under I/O' disconnect_under_io
+
+# The kernel makes one device of both ways to a namespace.
+both() {
+  local disk subsystem
+  nvme connect "${AT[@]}" -n $NQN
+  wait_until 20 ns_dev $NQN 1
+  disk=$(ns_dev $NQN 1)
+  head -c 1M /dev/urandom >"$SUITE_TMP/pattern"
+  dd if="$SUITE_TMP/pattern" of="$disk" bs=64k oflag=direct
+  nvme connect -t tcp -a 127.0.0.1 -s 4420 -n $NQN
+  wait_until 20 two_ways
+  subsystem=$(echo /sys/class/nvme-subsystem/nvme-subsys*)
+  echo round-robin >"$subsystem/iopolicy"
+  fio_verify "$disk" --size=$SIZE --offset=32M
+  nvme disconnect -d "$(basename "$(over rdma)")"
+  wait_until 20 one_way
+  dd if="$disk" bs=64k count=16 iflag=direct | cmp - "$SUITE_TMP/pattern"
+  nvme disconnect -n $NQN
+  wait_until 20 detached
+}
+# over TRANSPORT: the controller that is reached so.
+over() {
+  local ctrl
+  for ctrl in $(ctrl_dev $NQN); do
+    [ "$(cat "/sys/class/nvme/$(basename "$ctrl")/transport")" != "$1" ] || { echo "$ctrl" && return; }
+  done
+  return 1
+}
+live_over() { [ "$(cat "/sys/class/nvme/$(basename "$(over "$1")")/state")" = live ]; }
+two_ways() {
+  local paths=(/sys/class/nvme/nvme*/nvme*c*n*)
+  live_over rdma && live_over tcp && [ ${#paths[@]} -ge 6 ] # three namespaces, twice
+}
+one_way() { ! over rdma; }
+check 'RDMA and TCP to one namespace at once' both
+
+# What the device has for processes: queue pairs, registrations, domains. Some registrations stay, for the next connection.
+resources() { rdma resource show | sed 's/srq.*//'; }
+round() {
+  nvme connect "${AT[@]}" -n $NQN
+  wait_until 20 ns_dev $NQN 1
+  detach
+}
+as_before() { expect 'resources' "$1" "$(resources)"; }
+rounds() {
+  local n before
+  for n in 1 2 3; do round; done
+  wait_until 20 no_queue
+  before=$(resources)
+  for ((n = 0; n < ROUNDS * NVMF_SOAK; n++)); do round; done
+  wait_until 20 as_before "$before"
+}
+no_queue() { resources | tee /dev/stderr | grep -q ' qp 1 '; } # the device's own
+check 'connections leave nothing behind' rounds
+terminates() {
+  stop target
+  wait_until 10 clean
+}
+clean() { rdma resource show | tee /dev/stderr | grep -q 'qp 1 cm_id 0 mr 0 ctx 0'; }
+check 'the target stops and leaves nothing on the device' terminates
