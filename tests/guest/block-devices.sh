@@ -76,6 +76,20 @@ murder() {
   wait_until 20 another "$old"
 }
 another() { daemon | grep -qv "^$1\$"; }
+keeper() { pgrep -f -- "--run-dir $SUITE_TMP/run keeper"; }
+another_keeper() { keeper | grep -qv "^$1\$"; }
+# Both, one after the other: what the first held is held by its successor, or the device would not work any more. Not under
+# load: this kernel fails FUSE requests that are just being read by a process that is being killed.
+murder_both() {
+  local old
+  old=$(keeper | head -n 1)
+  kill -KILL "$old"
+  wait_until 20 another_keeper "$old"
+  # The daemon answers when it has given it everything.
+  wait_until 20 nvmf-initiator "${RUN[@]}" list
+  murder
+  verify 4k
+}
 
 for form in ublk fuse nbd; do
   check "$form: connect makes a device" attach $form
@@ -87,6 +101,7 @@ for form in ublk fuse nbd; do
   check "$form: unmount" leave_fs
   check "$form: the target goes and comes back under fio verify" under_load cut
   check "$form: kill -9 of the daemon under fio verify" under_load murder
+  check "$form: kill -9 of the keeper, then of the daemon" murder_both
   check "$form: disconnect" detach
 done
 

@@ -38,7 +38,8 @@ clean_up() {
   while mountpoint -q "$FS"; do umount "$FS" || umount --lazy "$FS" || break; done
   # By force, and while the target is there: a device without one holds its I/O until ctrl_loss_tmo.
   timeout 30 nvmf-initiator --run-dir "$RUN" disconnect --all --force >/dev/null 2>&1
-  # The keeper first, since it would start another daemon.
+  # Each would start the other again: the daemon is stopped meanwhile.
+  for process in $(processes daemon); do kill -STOP "$process"; done
   for role in keeper daemon; do
     for process in $(processes "$role"); do kill -KILL "$process"; done
   done

@@ -53,7 +53,11 @@ pub enum Command {
     Daemon(DaemonArgs),
     /// Hold the daemon's file descriptors and start it again when it dies.
     #[command(hide = true)]
-    Keeper,
+    Keeper {
+        /// The daemon is there already, at the other end of standard input: its keeper before died.
+        #[arg(long)]
+        adopt: bool,
+    },
 }
 
 /// How output is written.

@@ -39,7 +39,7 @@ type Done = Result<(), Failure>;
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let serves = matches!(cli.command, Command::Daemon(_) | Command::Keeper);
+    let serves = matches!(cli.command, Command::Daemon(_) | Command::Keeper { .. });
     log(cli.verbose + u8::from(serves));
     let (run, etc) = (RunDir::new(&cli.run_dir), cli.etc_nvme.as_path());
     let result = match &cli.command {
@@ -51,7 +51,9 @@ pub fn main() -> ExitCode {
         Command::IdCtrl(args) => id_ctrl(&run, etc, args),
         Command::IdNs(args) => id_ns(&run, etc, args),
         Command::Daemon(args) => daemon(&run, args),
-        Command::Keeper => keeper::run(&run).map_err(|error| FailureKind::System.because(error)),
+        Command::Keeper { adopt } => {
+            keeper::run(&run, *adopt).map_err(|error| FailureKind::System.because(error))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -183,6 +183,21 @@ impl Attachment {
         problems
     }
 
+    /// Gives a new keeper what the one before held.
+    pub async fn hold_again(&self, node: &Node) {
+        let inner = self.inner.lock().await;
+        for served in inner.namespaces.iter().filter_map(|ns| ns.served.as_ref()) {
+            let held = match served.device.keep() {
+                Ok(Some(kept)) => node.keeper().hold(&served.name, &kept.fds),
+                Ok(None) => Ok(()),
+                Err(error) => Err(std::io::Error::other(error)),
+            };
+            if let Err(error) = held {
+                tracing::warn!(device = %served.path.display(), %error, "the device will not survive this process");
+            }
+        }
+    }
+
     /// Follows the controller until it ends.
     pub async fn follow(
         self: Rc<Self>,

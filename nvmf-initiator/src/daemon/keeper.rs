@@ -4,8 +4,12 @@
 //! program that it has locked in memory are those that a new daemon is started from, even while the disk that the program
 //! is on waits for that daemon.
 //!
+//! A keeper that dies is replaced: the daemon sees its socket end, starts another one, which adopts it, and gives it
+//! everything once more. Only where both die at once nobody is left to start anything.
+//!
 //! Where systemd runs the daemon, its descriptor store and its restarts take the keeper's place.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -14,10 +18,13 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use super::RunDir;
 use super::state::State;
@@ -29,6 +36,11 @@ const MAX_MESSAGE_BYTES: usize = 4096;
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 /// The longest pause before a daemon is started again.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// A keeper that died may still have the lock for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_INTERVAL: Duration = Duration::from_millis(10);
+/// Enough for a thread that does nothing but wait: all memory of the daemon is locked.
+const WATCH_STACK_BYTES: usize = 64 << 10;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -58,40 +70,52 @@ pub(crate) type Held = BTreeMap<String, Vec<OwnedFd>>;
 
 // --- the keeper's process --------------------------------------------------------------------------------------------
 
-/// Runs the keeper: starts daemons until one ends in order. Returns at once when another keeper or daemon is there.
-pub fn run(run: &RunDir) -> io::Result<()> {
+/// Runs the keeper: starts daemons until one ends in order. Returns at once when another keeper or daemon is there. With
+/// `adopt` the first daemon is there already, at the other end of standard input.
+pub fn run(run: &RunDir, adopt: bool) -> io::Result<()> {
     // Started by a command that a user may interrupt: leave its session. It fails only for a group leader, which a
     // keeper is when it was started by hand, and then it may stay.
     let _ = rustix::process::setsid();
     run.create()?;
-    let Some(_lock) = lock(run)? else {
+    let lock = if adopt {
+        lock_patiently(run)?
+    } else {
+        lock(run)?
+    };
+    let Some(_lock) = lock else {
         return Ok(());
     };
     protect();
     let mut held = Held::new();
     let mut pause = Duration::ZERO;
-    let mut first = true;
+    let mut first = !adopt;
+    let mut adopted = match adopt {
+        true => Some(io::stdin().as_fd().try_clone_to_owned()?),
+        false => None,
+    };
     loop {
         let begin = Instant::now();
-        let (mut child, socket) = start_daemon(run, first)?;
-        if first {
-            // Whoever waits for the daemon's word shall see the end of the stream when the daemon closes it.
-            let null = File::options().write(true).open("/dev/null")?;
-            rustix::stdio::dup2_stdout(&null)?;
-            first = false;
-        }
-        let ended_in_order = serve(&socket, &mut held);
-        let status = child.wait()?;
+        let (ended_in_order, status) = match adopted.take() {
+            Some(socket) => (hold(&socket, &mut held), "adopted".to_owned()),
+            None => {
+                let (mut child, socket) = start_daemon(run, first)?;
+                if first {
+                    // Whoever waits for the daemon's word shall see the end of the stream when the daemon closes it.
+                    let null = File::options().write(true).open("/dev/null")?;
+                    rustix::stdio::dup2_stdout(&null)?;
+                    first = false;
+                }
+                let ended_in_order = serve(&socket, &mut held);
+                (ended_in_order, child.wait()?.to_string())
+            }
+        };
         if ended_in_order && held.is_empty() {
             return Ok(());
         }
         if held.is_empty() && State::read(run).is_ok_and(|state| state.controllers.is_empty()) {
             return Ok(());
         }
-        pause = match begin.elapsed() {
-            lived if lived >= SHORT_LIFE => Duration::ZERO,
-            _ => (pause * 2).clamp(Duration::from_secs(1), MAX_PAUSE),
-        };
+        pause = pause_after(begin.elapsed(), pause);
         eprintln!(
             "keeper: the daemon ended ({status}); starting it again in {} s",
             pause.as_secs()
@@ -111,6 +135,26 @@ pub(crate) fn lock(run: &RunDir) -> io::Result<Option<File>> {
         Ok(()) => Ok(Some(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+fn lock_patiently(run: &RunDir) -> io::Result<Option<File>> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let lock = lock(run)?;
+        if lock.is_some() || Instant::now() >= deadline {
+            return Ok(lock);
+        }
+        std::thread::sleep(LOCK_INTERVAL);
+    }
+}
+
+/// How long to wait before what lived so long is started again, after having waited so long the last time.
+pub(crate) fn pause_after(lived: Duration, last: Duration) -> Duration {
+    if lived >= SHORT_LIFE {
+        Duration::ZERO
+    } else {
+        (last * 2).clamp(Duration::from_secs(1), MAX_PAUSE)
     }
 }
 
@@ -136,6 +180,11 @@ pub(crate) fn protect() {
 }
 
 fn start_daemon(run: &RunDir, with_stdout: bool) -> io::Result<(Child, OwnedFd)> {
+    start(run, ["daemon", "--kept"], with_stdout)
+}
+
+/// Starts this program once more, with a socket to it at its standard input.
+fn start(run: &RunDir, arguments: [&str; 2], with_stdout: bool) -> io::Result<(Child, OwnedFd)> {
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -148,7 +197,7 @@ fn start_daemon(run: &RunDir, with_stdout: bool) -> io::Result<(Child, OwnedFd)>
         .arg0("nvmf-initiator")
         .arg("--run-dir")
         .arg(run.path())
-        .args(["daemon", "--kept"])
+        .args(arguments)
         .stdin(theirs)
         .stdout(if with_stdout {
             Stdio::inherit()
@@ -170,6 +219,11 @@ fn serve(socket: &OwnedFd, held: &mut Held) -> bool {
     if let Err(error) = give() {
         eprintln!("keeper: cannot give the daemon what is held: {error}");
     }
+    hold(socket, held)
+}
+
+/// Holds what the daemon gives, until it ends; whether it ended in order.
+fn hold(socket: &OwnedFd, held: &mut Held) -> bool {
     let mut in_order = false;
     loop {
         match receive(socket) {
@@ -191,8 +245,8 @@ fn serve(socket: &OwnedFd, held: &mut Held) -> bool {
 
 /// Whoever holds descriptors for this daemon.
 pub(crate) enum Keeper {
-    /// A keeper process, at the other end of this socket.
-    Process(OwnedFd),
+    /// A keeper process, at the other end of this socket, on which it says nothing more.
+    Process(RefCell<OwnedFd>),
     /// The service manager.
     Systemd,
     /// Nobody: devices die with this process, those aside that the kernel itself keeps.
@@ -208,7 +262,7 @@ impl Keeper {
             loop {
                 match receive(&socket)? {
                     (Message::Hold(name), fds) => drop(held.insert(name, fds)),
-                    (Message::End, _) => return Ok((Keeper::Process(socket), held)),
+                    (Message::End, _) => return Ok((Keeper::Process(RefCell::new(socket)), held)),
                     (other, _) => {
                         return Err(io::Error::other(format!("the keeper began with {other:?}")));
                     }
@@ -233,7 +287,9 @@ impl Keeper {
     /// Has the descriptors held under this name, in place of what was held under it.
     pub fn hold(&self, name: &str, fds: &[OwnedFd]) -> io::Result<()> {
         match self {
-            Keeper::Process(socket) => send(socket, &Message::Hold(name.to_owned()), fds),
+            Keeper::Process(socket) => {
+                send(&*socket.borrow(), &Message::Hold(name.to_owned()), fds)
+            }
             Keeper::Nobody => Ok(()),
             Keeper::Systemd => {
                 self.release(name, fds.len())?;
@@ -255,7 +311,9 @@ impl Keeper {
     /// Has what is held under this name closed: `count` descriptors.
     pub fn release(&self, name: &str, count: usize) -> io::Result<()> {
         match self {
-            Keeper::Process(socket) => send(socket, &Message::Release(name.to_owned()), &[]),
+            Keeper::Process(socket) => {
+                send(&*socket.borrow(), &Message::Release(name.to_owned()), &[])
+            }
             Keeper::Nobody => Ok(()),
             Keeper::Systemd => {
                 for index in 0..count {
@@ -267,10 +325,40 @@ impl Keeper {
         }
     }
 
+    /// Waits for the death of the keeper's process; for ever where there is none.
+    pub async fn lost(&self) -> io::Result<()> {
+        let Keeper::Process(socket) = self else {
+            return std::future::pending().await;
+        };
+        let socket = socket.borrow().try_clone()?;
+        // A thread, as to wait for the socket in the runtime it would have to be one that does not block.
+        let (gone, wait) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("keeper-watch".to_owned())
+            .stack_size(WATCH_STACK_BYTES)
+            .spawn(move || {
+                let mut fds = [PollFd::new(&socket, PollFlags::empty())];
+                while let Err(Errno::INTR) = poll(&mut fds, None) {}
+                // Nobody may be waiting any more.
+                let _ = gone.send(());
+            })?;
+        wait.await.map_err(io::Error::other)
+    }
+
+    /// Starts another process in place of one that died. It holds nothing yet.
+    pub fn replace(&self, run: &RunDir) -> io::Result<Option<Child>> {
+        let Keeper::Process(socket) = self else {
+            return Ok(None);
+        };
+        let (child, ours) = start(run, ["keeper", "--adopt"], false)?;
+        socket.replace(ours);
+        Ok(Some(child))
+    }
+
     /// This daemon ends in order and leaves nothing behind.
     pub fn bye(&self) {
         if let Keeper::Process(socket) = self
-            && let Err(error) = send(socket, &Message::Bye, &[])
+            && let Err(error) = send(&*socket.borrow(), &Message::Bye, &[])
         {
             tracing::warn!(%error, "cannot tell the keeper of the end");
         }
@@ -303,7 +391,7 @@ mod tests {
         let mut held = Held::new();
         let (keeper, daemon) = pair();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let daemon = Keeper::Process(daemon);
+        let daemon = Keeper::Process(RefCell::new(daemon));
         daemon.hold("a", &[reader]).unwrap();
         daemon.hold("b", &[writer]).unwrap();
         daemon.hold("c", &[]).unwrap();
@@ -327,7 +415,7 @@ mod tests {
         }
         let [reader, writer]: [OwnedFd; 2] = fds.try_into().unwrap();
         File::from(writer).write_all(b"alive").unwrap();
-        let daemon = Keeper::Process(daemon);
+        let daemon = Keeper::Process(RefCell::new(daemon));
         daemon.release("a", 1).unwrap();
         daemon.release("b", 1).unwrap();
         daemon.bye();
@@ -337,6 +425,45 @@ mod tests {
         let mut text = String::new();
         File::from(reader).read_to_string(&mut text).unwrap();
         assert_eq!(text, "alive");
+    }
+
+    #[tokio::test]
+    async fn a_keeper_that_dies_is_noticed_and_one_that_lives_is_not() {
+        let (keeper, daemon) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let daemon = Keeper::Process(RefCell::new(daemon));
+        let early = tokio::time::timeout(Duration::from_millis(10), daemon.lost());
+        assert!(early.await.is_err());
+        // What an adopted daemon gives is held, and nothing is said to it.
+        daemon.hold("a", &[]).unwrap();
+        let mut held = Held::new();
+        let holding = std::thread::spawn(move || {
+            let in_order = hold(&keeper, &mut held);
+            (keeper, held, in_order)
+        });
+        daemon.bye();
+        let Keeper::Process(socket) = &daemon else {
+            unreachable!("made above")
+        };
+        rustix::net::shutdown(&*socket.borrow(), rustix::net::Shutdown::Write).unwrap();
+        let (keeper, held, in_order) = holding.join().unwrap();
+        assert!(in_order && held.contains_key("a"));
+        drop(keeper);
+        daemon.lost().await.unwrap();
+    }
+
+    #[test]
+    fn pauses_grow_for_what_dies_young() {
+        let second = Duration::from_secs(1);
+        assert_eq!(pause_after(SHORT_LIFE, MAX_PAUSE), Duration::ZERO);
+        assert_eq!(pause_after(second, Duration::ZERO), second);
+        assert_eq!(pause_after(second, 4 * second), 8 * second);
+        assert_eq!(pause_after(second, MAX_PAUSE), MAX_PAUSE);
     }
 
     #[test]

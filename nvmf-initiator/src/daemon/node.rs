@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Child;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use nvme_proto::wire::identify::Cns;
 use nvme_proto::wire::{Cntlid, Nsid};
@@ -14,7 +16,7 @@ use super::RunDir;
 use super::api::{ConnectRequest, Failure, FailureKind, Reply, Request, Selection};
 use super::attach::Association;
 use super::attachment::{Attachment, AttachmentSpec, LIVE, Remains};
-use super::keeper::{Held, Keeper};
+use super::keeper::{Held, Keeper, pause_after};
 use super::shard::DeviceShard;
 use super::state::{ControllerRecord, State};
 use crate::block::{BlockForm, DeviceError};
@@ -102,6 +104,40 @@ impl Node {
             tracing::error!(%error, "a daemon that comes after this one will not find its devices");
         }
         self.changed.notify_waiters();
+    }
+
+    /// Has a keeper for as long as the daemon lives: another one when it dies, which is given everything once more.
+    pub async fn keep_a_keeper(&self) {
+        let (mut pause, mut since) = (Duration::ZERO, Instant::now());
+        let mut child = None::<Child>;
+        loop {
+            if let Err(error) = self.keeper.lost().await {
+                tracing::warn!(%error, "cannot watch the keeper: should it die, devices may not survive this process");
+                return;
+            }
+            if let Some(mut child) = child.take() {
+                // It has closed its socket, so it is as good as gone.
+                let _ = child.wait();
+            }
+            pause = pause_after(since.elapsed(), pause);
+            tracing::warn!(
+                "the keeper died; starting another one in {} s",
+                pause.as_secs()
+            );
+            tokio::time::sleep(pause).await;
+            since = Instant::now();
+            match self.keeper.replace(&self.run) {
+                Ok(started) => child = started,
+                Err(error) => {
+                    tracing::error!(%error, "cannot start a keeper: devices may not survive this process");
+                    continue;
+                }
+            }
+            let attachments = self.attachments.borrow().clone();
+            for attachment in attachments {
+                attachment.hold_again(self).await;
+            }
+        }
     }
 
     /// Takes up what the daemon before left.

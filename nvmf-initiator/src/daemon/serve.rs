@@ -152,6 +152,8 @@ async fn serve(
     node.resume(state, held).await;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     tracing::info!(run_dir = %node.run().path().display(), "ready");
+    let keeping = node.clone();
+    tokio_uring::spawn(async move { keeping.keep_a_keeper().await });
     let (stop, mut stopped) = tokio::sync::mpsc::channel(1);
     let accepting = node.clone();
     let acceptor = tokio_uring::spawn(async move {
