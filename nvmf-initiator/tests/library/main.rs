@@ -7,4 +7,5 @@ mod late;
 mod loss;
 mod polled;
 mod puppet;
+mod shard;
 mod target;
