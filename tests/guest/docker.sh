@@ -37,6 +37,8 @@ clean_up() {
   for process in $(timeout 5 pgrep -f -- "$DOCKER/"); do kill -KILL "$process" 2>/dev/null; done
   while read -r at; do umount --lazy "$at"; done < <(awk -v tmp="$SUITE_TMP/" 'index($5, tmp) == 1 { print $5 }' /proc/self/mountinfo | grep -v "^$STORE\$" | tac)
   timeout 30 nvmf-initiator --run-dir "$RUN" disconnect --all --force >/dev/null 2>&1
+  # Each would start the other again: the daemon is stopped meanwhile.
+  for process in $(processes daemon); do kill -STOP "$process"; done
   for role in keeper daemon; do
     for process in $(processes "$role"); do kill -KILL "$process"; done
   done
