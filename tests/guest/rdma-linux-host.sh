@@ -167,17 +167,20 @@ not_live() { ! live; }
 check 'kill -9 and restart under fio verify' under_fio 1 kills
 check 'disconnect' detach
 
+# Each reader ends with an error as soon as its device goes away, and never before.
+reader() { while dd if="$1" of=/dev/null bs=4k iflag=direct 2>/dev/null; do :; done; }
 disconnect_under_io() {
   attach -i 1
-  local disk fio
+  local disk pids=() pid
   disk=$(ns_dev $NQN 1)
-  # Ends with an error as soon as its device goes away, long before its time.
-  fio --name=load --filename="$disk" --rw=randread --bs=4k --iodepth=16 --ioengine=libaio --direct=1 --runtime=300 --time_based >/dev/null 2>&1 &
-  fio=$!
+  for _ in 1 2 3 4; do
+    reader "$disk" &
+    pids+=($!)
+  done
   wait_until 20 reading "$disk"
   nvme disconnect -n $NQN
   wait_until 20 detached
-  wait_until 20 ended $fio
+  for pid in "${pids[@]}"; do wait_until 20 ended "$pid"; done
 }
 ended() { ! kill -0 "$1" 2>/dev/null; }
 reading() { [ "$(awk '{ print $1 }' "/sys/block/$(basename "$1")/stat")" -gt 100 ]; }
