@@ -109,7 +109,7 @@ def target(namespace, spin=True, cores="0", log=None):
     says goes to a file; otherwise warnings go to whoever looks at the figures."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
         ready, log_file = os.path.join(folder, "ready"), os.path.join(folder, "log")
-        command = [os.path.join(BIN, "nvmf-target"), *namespace, "--nqn", NQN, "--listen", "tcp://127.0.0.1:0",
+        command = [os.path.join(BIN, "nvmf-target"), *namespace, "--nqn", NQN, "--rpc", "none", "--state-dir", "none", "--listen", "tcp://127.0.0.1:0",
                    "--cores", cores, "--ready-file", ready, "--log", log or "warn", "--block-size", "4096"]
         if spin:
             command += ["--busy-poll", str(SPIN_US)]

@@ -60,7 +60,7 @@ fallocate -l "$size" "$dir/local.img"
 for file in remote local; do
   "$bin/nvmf-bench" --filename "$dir/$file.img" --rw write --bs 1m --iodepth 4 --quiet >/dev/null
 done
-"$bin/nvmf-target" --file "$dir/remote.img" --nqn "$nqn" --listen tcp://127.0.0.1:0 --ready-file "$dir/ready" \
+"$bin/nvmf-target" --file "$dir/remote.img" --nqn "$nqn" --listen tcp://127.0.0.1:0 --rpc none --state-dir none --ready-file "$dir/ready" \
   >"$dir/target.log" 2>&1 &
 target_pid=$!
 for _ in $(seq 200); do
