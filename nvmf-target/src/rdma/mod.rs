@@ -37,6 +37,11 @@ impl Registrars {
         &mut self.0[at]
     }
 
+    /// Whether no connection of this shard goes over RDMA, or did of late.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Forgets devices that nobody else uses any more.
     pub fn prune(&mut self) {
         self.0.retain(|registrar| {

@@ -101,7 +101,7 @@ impl Shard {
             active = true;
             self.handle(message);
         }
-        if !self.busy_poll.is_zero() {
+        if !self.busy_poll.is_zero() && !self.cx.registrars.is_empty() {
             active |= self.poll_links();
         }
         self.let_light_ones_go();
