@@ -11,7 +11,7 @@
 use super::data_pointer;
 use super::decoder::{Event, Header, PduDecoder};
 use super::encoder::{Encoder, Transfer as TransferFields};
-use super::handshake::TcpParams;
+use super::params::TcpParams;
 use super::pdu::{CapsuleCmd, Fes, PduFlags, PduType, TermReqHeader, TransferHeader};
 use super::termination::Life;
 use super::{Pending, TxHeader, TxPayload, TxPdu};

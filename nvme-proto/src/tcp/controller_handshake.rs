@@ -5,7 +5,8 @@
 
 use super::decoder::{Event, Header, PduDecoder};
 use super::encoder::Encoder;
-use super::handshake::{ControllerOffer, IC_BYTES, TcpParams, answer, gather, termination};
+use super::handshake::{ControllerOffer, IC_BYTES, answer, gather, termination};
+use super::params::TcpParams;
 use super::pdu::{CapsuleCmd, Fes, IcReq, PduType, TermReqHeader, TransferHeader};
 use super::{ADMIN_IN_CAPSULE_BYTES, TX_HEADER_BYTES};
 use crate::violation::Violation;

@@ -9,7 +9,7 @@
 //! - payload is never longer than `data_bytes` of the header; whether *that* is acceptable is for the owner of the command to say,
 //!   before it takes the first payload byte.
 
-use super::handshake::TcpParams;
+use super::params::TcpParams;
 use super::pdu::{CommonHeader, PduFlags, PduType, TermReqHeader, TransferHeader};
 use crate::digest::{Crc, DIGEST_BYTES};
 use crate::violation::Violation;

@@ -1,6 +1,6 @@
 //! Headers of the PDUs that we send, written straight into the caller's buffer: header, header digest, and padding up to PDO.
 
-use super::handshake::TcpParams;
+use super::params::TcpParams;
 use super::pdu::{
     CapsuleCmd, CapsuleResp, CommonHeader, Fes, PduFlags, PduType, TermReqHeader, TransferHeader,
 };

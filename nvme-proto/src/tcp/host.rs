@@ -9,7 +9,8 @@
 use super::data_pointer;
 use super::decoder::{Event, Header, PduDecoder};
 use super::encoder::{Encoder, Transfer as TransferFields};
-use super::handshake::{MAX_OPEN_R2TS, TcpParams};
+use super::handshake::MAX_OPEN_R2TS;
+use super::params::TcpParams;
 use super::pdu::{CapsuleResp, Fes, PduFlags, PduType, TermReqHeader, TransferHeader};
 use super::termination::Life;
 use super::{Pending, TxHeader, TxPayload, TxPdu};

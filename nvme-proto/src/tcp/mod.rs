@@ -1,7 +1,7 @@
 //! The TCP transport: PDUs, the handshake, and one state machine per queue connection on either side.
 //!
 //! - [`pdu`]: the structures; [`decoder`]: bytes to PDUs; `encoder`: the headers that we send;
-//! - [`handshake`]: ICReq and ICResp; [`controller_handshake`]: these and Connect on the controller's side;
+//! - `params`: what was agreed on; [`handshake`]: ICReq and ICResp; [`controller_handshake`]: these and Connect on the controller's side;
 //! - [`controller::ControllerConn`] and [`host::HostConn`]: a queue over a connection. Bytes come in through `receive`, what to send
 //!   is asked for with `poll_transmit`; payload stays with the caller throughout, who knows which buffer belongs to which
 //!   [`SlotId`].
@@ -15,6 +15,7 @@ pub mod decoder;
 mod encoder;
 pub mod handshake;
 pub mod host;
+mod params;
 pub mod pdu;
 mod termination;
 
@@ -23,8 +24,9 @@ use crate::queue::SlotId;
 
 pub use controller::ControllerConn;
 pub use controller_handshake::{ConnectCapsule, ControllerHandshake, HandshakeEvent};
-pub use handshake::{ControllerOffer, HostHandshake, HostRequest, Pda, TcpParams};
+pub use handshake::{ControllerOffer, HostHandshake, HostRequest};
 pub use host::HostConn;
+pub use params::{Pda, TcpParams};
 
 /// Room for the longest header that is ever sent: a termination request, which is longer than a command capsule's header padded to
 /// the largest alignment (128 bytes).

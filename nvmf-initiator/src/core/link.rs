@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use nvme_proto::digest::Crc;
 use nvme_proto::queue::Transfer;
-use nvme_proto::tcp::handshake::{HostHandshake, HostRequest, IC_BYTES, Pda, TcpParams};
+use nvme_proto::tcp::handshake::{HostHandshake, HostRequest, IC_BYTES};
 use nvme_proto::tcp::host::{HostConn, HostLimits, HostReceived};
+use nvme_proto::tcp::{Pda, TcpParams};
 use nvme_proto::tcp::{TX_HEADER_BYTES, TxHeader, TxPdu};
 use nvme_proto::violation::Violation;
 use nvme_proto::wire::fabrics::{Cattr, ConnectData, ConnectResult, ConnectSqe, InvalidParameter};

@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 
 use nvme_proto::queue::{QueueLimits, Transfer};
-use nvme_proto::tcp::handshake::Pda;
+use nvme_proto::tcp::Pda;
 use nvme_proto::tcp::host::{HostConn, HostLimits};
 use nvme_proto::tcp::{TX_HEADER_BYTES, TcpParams};
 use nvme_proto::wire::{Cntlid, FabricsType, Nsid, Opcode, Qid, Sqe};

@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 
 use super::negotiation::{self, MAX_ANSWER_BYTES, Negotiation, Next};
 use super::open::{OpenRequests, Slot, memory_of};
-use super::replies::Replies;
+use super::replies::{Limits, Replies};
 use super::request::{self, Action, Request, error_of};
 use super::wire::{NbdError, RequestHeader};
 use super::{Export, PART_BYTES};
@@ -111,14 +111,6 @@ pub(super) struct Connection {
     at_backing: u32,
     memory_bytes: u32,
     replies: Replies,
-}
-
-/// What a connection is made with.
-pub(super) struct Limits {
-    /// Requests whose replies have not left.
-    pub depth: u16,
-    /// Buffers that it may hold at once: at least those of the longest request.
-    pub max_memory_bytes: u32,
 }
 
 impl Connection {

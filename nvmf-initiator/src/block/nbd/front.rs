@@ -13,7 +13,8 @@ use nvmf_io::{Completion, Errno, Interest};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::SocketFlags;
 
-use super::connection::{self, Connection, Context, Limits, Reply};
+use super::connection::{self, Connection, Context, Reply};
+use super::replies::Limits;
 use super::{Export, MAX_TRANSFER_BYTES};
 use crate::block::commands::Commands;
 use crate::block::{BlockDone, BlockLimits, FrontEnd, FrontEndIo, TokenSpace};

@@ -6,10 +6,17 @@ use nvmf_io::{Ring, SockId, Token, TxBatch};
 use zerocopy::IntoBytes;
 
 use super::PART_BYTES;
-use super::connection::Limits;
 use super::negotiation::MAX_ANSWER_BYTES;
 use super::open::OpenRequest;
 use super::wire::{NbdError, SIMPLE_REPLY_MAGIC, SimpleReply};
+
+/// What a connection may have open.
+pub(super) struct Limits {
+    /// Requests whose replies have not left.
+    pub depth: u16,
+    /// Buffers that it may hold at once: at least those of the longest request.
+    pub max_memory_bytes: u32,
+}
 
 /// See the [module](self).
 pub(super) struct Replies {
