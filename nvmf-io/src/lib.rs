@@ -30,7 +30,7 @@ pub mod timer;
 pub mod tx;
 pub mod verbs;
 
-pub use buf::{Buf, BufPool, DetachedBuf, PoolConfig};
+pub use buf::{Buf, BufPool, DetachedBuf, PoolConfig, Spare};
 pub use ring::{
     Allocate, BigRing, CommandDone, Completion, FileId, Interest, Ring, RingConfig, RingError,
     RxChunk, SockId, Token, UblkCommand, Wait, WriteFlags,

@@ -98,3 +98,23 @@ fn a_waiting_read_can_be_cancelled() {
         assert!(f.buf.is_unique(), "nothing holds the buffer any more");
     }
 }
+
+#[test]
+fn a_poll_tells_of_a_message_without_taking_it() {
+    let mut f = fixture(false);
+    f.ring.await_message(f.device, Token(7));
+    f.ring.wait(Wait::Poll).unwrap();
+    assert!(f.ring.next().is_none(), "there is no message yet");
+    File::create(f.dir.path().join("name")).unwrap();
+    let completion = next(&mut f.ring);
+    assert_eq!(completion.token, Token(7));
+    assert!(completion.result.is_ok(), "{completion:?}");
+    f.ring.read_message(f.device, &f.buf, 0..4096, Token(8));
+    assert!(next(&mut f.ring).result.unwrap() > 16);
+    // One that waits in vain can be taken back.
+    f.ring.await_message(f.device, Token(9));
+    f.ring.wait(Wait::Poll).unwrap();
+    f.ring.cancel(Token(9));
+    assert_eq!(next(&mut f.ring).result, Err(Errno::CANCELED));
+    assert_eq!(f.ring.in_flight(), 0);
+}

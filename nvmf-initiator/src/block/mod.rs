@@ -115,6 +115,8 @@ pub struct FrontEndIo<'a> {
     pub pool: &'a BufPool,
     /// Where requests for the backing go.
     pub requests: &'a mut Vec<BlockRequest>,
+    /// Front ends of the shard, this one among them: the more there are, the less each may hold of what all need.
+    pub front_ends: usize,
 }
 
 /// The queue half of a device, owned by one shard.
@@ -131,6 +133,8 @@ pub trait FrontEnd {
     fn on_done(&mut self, done: BlockDone, io: &mut FrontEndIo<'_>);
     /// The turn is over: submit what is pending, re-arm what waits.
     fn end_turn(&mut self, io: &mut FrontEndIo<'_>);
+    /// Nothing has been asked of the device for a while: let go of buffers that only wait for the next request.
+    fn rest(&mut self, _io: &mut FrontEndIo<'_>) {}
     /// Take no further requests. Requests at the backing are still answered.
     fn stop(&mut self, io: &mut FrontEndIo<'_>);
     /// Nothing of this front end is open any more, neither in the ring nor at the backing.

@@ -86,6 +86,9 @@ pub fn run(run: &RunDir, adopt: bool) -> io::Result<()> {
         return Ok(());
     };
     protect();
+    if let Err(error) = nvmf_io::probe::raise_nofile_limit() {
+        eprintln!("keeper: cannot raise the limit on open files: {error}");
+    }
     let mut held = Held::new();
     let mut pause = Duration::ZERO;
     let mut first = !adopt;

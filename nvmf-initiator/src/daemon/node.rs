@@ -36,6 +36,8 @@ pub(crate) struct Node {
     /// Names of devices in use.
     names: RefCell<BTreeSet<String>>,
     next: Cell<u32>,
+    /// What the daemon before left is being taken up; the state is not written.
+    is_resuming: Cell<bool>,
     /// Told whenever a controller came, went or changed.
     pub changed: Notify,
 }
@@ -50,6 +52,7 @@ impl Node {
             connecting: RefCell::default(),
             names: RefCell::default(),
             next: Cell::new(0),
+            is_resuming: Cell::new(false),
             changed: Notify::new(),
         })
     }
@@ -90,6 +93,9 @@ impl Node {
 
     /// Writes down what the next daemon must know.
     pub fn save(&self) {
+        if self.is_resuming.get() {
+            return;
+        }
         let state = State {
             next: self.next.get(),
             controllers: self
@@ -144,7 +150,8 @@ impl Node {
     pub async fn resume(self: &Rc<Self>, state: State, mut held: Held) {
         self.next.set(state.next);
         let mut resumed = Vec::new();
-        // All are there before the first is worked on, so that no step forgets the others when it writes the state.
+        // Until all are taken up the file is what the daemon before wrote: true of every device, whoever dies meanwhile.
+        self.is_resuming.set(true);
         for record in state.controllers {
             match self.resume_controller(&record) {
                 Ok((attachment, resuming)) => {
@@ -156,6 +163,8 @@ impl Node {
                 }
             }
         }
+        // All at once: each waits for the kernel and for shards most of the time, and all this time its I/O waits.
+        let mut adopting = Vec::new();
         for (
             attachment,
             record,
@@ -164,27 +173,35 @@ impl Node {
             },
         ) in resumed
         {
-            let with_remains =
-                namespaces
-                    .into_iter()
-                    .zip(record.namespaces)
-                    .map(|((head, info), namespace)| {
-                        let remains = namespace.device.map(|device| Remains {
-                            fds: held.remove(&device.name).unwrap_or_default(),
-                            record: device,
-                        });
-                        (head, info, remains)
+            let with_remains: Vec<_> = namespaces
+                .into_iter()
+                .zip(record.namespaces)
+                .map(|((head, info), namespace)| {
+                    let remains = namespace.device.map(|device| Remains {
+                        fds: held.remove(&device.name).unwrap_or_default(),
+                        record: device,
                     });
-            let problems = attachment.adopt(self, with_remains.collect()).await;
-            for problem in problems {
-                tracing::error!(
-                    controller = attachment.name(),
-                    problem,
-                    "device not taken up again"
-                );
-            }
-            tokio_uring::spawn(attachment.follow(self.clone(), events));
+                    (head, info, remains)
+                })
+                .collect();
+            let node = self.clone();
+            adopting.push(tokio_uring::spawn(async move {
+                for problem in attachment.adopt(&node, with_remains).await {
+                    tracing::error!(
+                        controller = attachment.name(),
+                        problem,
+                        "device not taken up again"
+                    );
+                }
+                tokio_uring::spawn(attachment.follow(node, events));
+            }));
         }
+        for adopted in adopting {
+            if let Err(error) = adopted.await {
+                tracing::error!(%error, "a controller was not taken up again");
+            }
+        }
+        self.is_resuming.set(false);
         for (name, fds) in held {
             tracing::warn!(
                 name,

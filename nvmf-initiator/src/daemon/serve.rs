@@ -94,6 +94,10 @@ fn start(run: &RunDir, options: &DaemonOptions) -> io::Result<Started> {
         tracing::warn!("nobody keeps this daemon's descriptors: FUSE devices will not survive it");
     }
     let state = State::read(run)?;
+    // A device has a handful: its connections, its channels, its file.
+    if let Err(error) = nvmf_io::probe::raise_nofile_limit() {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
     // Threads inherit what they are started with.
     keeper::protect();
     let runtime = runtime()?;

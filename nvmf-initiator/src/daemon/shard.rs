@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nvme_proto::wire::Lba;
 use nvmf_io::ring::Interest;
-use nvmf_io::{BufPool, Completion, PoolConfig, Ring, RingConfig, Token, Wait, mailbox};
+use nvmf_io::{BufPool, Completion, PoolConfig, Ring, RingConfig, Spare, Token, Wait, mailbox};
 use tokio::sync::oneshot;
 
 use crate::block::{BlockDone, BlockOp, BlockRequest, FrontEnd, FrontEndIo, QueueSetup};
@@ -26,6 +26,11 @@ const MAX_REQUESTS: u32 = 4096;
 /// Most memory for data that one queue of a device takes. Each has a pool of its own: what a device holds while its
 /// controller is lost is then nobody else's.
 const FRONT_POOL_BYTES: usize = 64 << 20;
+/// What all devices of a shard may take together beyond a first chunk of each size of buffer: without it hundreds of devices
+/// that are busy at once could take [`FRONT_POOL_BYTES`] each, all of it locked.
+const SPARE_BYTES: usize = 256 << 20;
+/// A device of which nothing was asked for so long gives its memory back.
+const REST_AFTER: Duration = Duration::from_secs(2);
 /// Memory of the queues themselves.
 const SHARD_POOL_BYTES: usize = 16 << 20;
 
@@ -116,12 +121,19 @@ struct Front {
     block_bytes: u32,
     pool: BufPool,
     finished: oneshot::Sender<()>,
+    /// When a request or an answer last came.
+    last_use: Instant,
+    /// Nothing came since it was told to rest.
+    rests: bool,
 }
 
 struct Loop {
     inbox: mailbox::Receiver<ToDeviceShard>,
     shard: Shard,
     fronts: Vec<Option<Front>>,
+    spare: Spare,
+    /// When to look for devices that rest; `None` while all do.
+    next_rest: Option<Instant>,
     /// Requests that the shard had no room for.
     waiting: VecDeque<Request>,
     requests: Vec<BlockRequest>,
@@ -145,6 +157,8 @@ impl Loop {
             inbox,
             shard: Shard::new(ring, pool, MAX_REQUESTS),
             fronts: Vec::new(),
+            spare: Spare::new(SPARE_BYTES),
+            next_rest: None,
             waiting: VecDeque::with_capacity(MAX_REQUESTS as usize),
             requests: Vec::new(),
             busy_poll: options.busy_poll,
@@ -162,6 +176,7 @@ impl Loop {
                 return Ok(());
             }
             self.settle();
+            self.rest();
             self.end_turn();
             self.shard.flush();
             self.wait()?;
@@ -178,7 +193,8 @@ impl Loop {
 
     fn wait(&mut self) -> io::Result<()> {
         let spin = !self.busy_poll.is_zero() && self.last_work.elapsed() < self.busy_poll;
-        let wait = match self.shard.deadline() {
+        let deadline = [self.shard.deadline(), self.next_rest];
+        let wait = match deadline.into_iter().flatten().min() {
             _ if spin || self.shard.has_completed() => Wait::Poll,
             Some(deadline) => Wait::Until(deadline),
             None => Wait::Block,
@@ -224,10 +240,11 @@ impl Loop {
                 self.fronts.push(None);
                 self.fronts.len() - 1
             });
-        let pool = BufPool::new(&PoolConfig {
+        let config = PoolConfig {
             max_bytes: FRONT_POOL_BYTES,
             resident: true,
-        });
+        };
+        let pool = BufPool::sharing(&config, &self.spare);
         self.shard.ring().register_pool(&pool);
         let front = Front {
             front: new.setup.build(),
@@ -235,8 +252,11 @@ impl Loop {
             block_bytes,
             pool,
             finished: new.finished,
+            last_use: Instant::now(),
+            rests: true,
         };
         self.fronts[index] = Some(front);
+        self.used(index, Instant::now());
         let tokens = TokenSpace::new(FIRST_FREE_TOKEN_SPACE + index as u32);
         let mut result = Ok(());
         self.with_front(index, |front, io| result = front.front.start(tokens, io));
@@ -248,6 +268,7 @@ impl Loop {
 
     /// Calls a front end, and submits what it asks for.
     fn with_front(&mut self, index: usize, call: impl FnOnce(&mut Front, &mut FrontEndIo<'_>)) {
+        let front_ends = self.fronts.len();
         let Some(front) = self.fronts.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
@@ -258,6 +279,7 @@ impl Loop {
                 ring: self.shard.ring(),
                 pool: &pool,
                 requests: &mut self.requests,
+                front_ends,
             },
         );
         let (head, block_bytes) = (front.head, u64::from(front.block_bytes));
@@ -283,9 +305,45 @@ impl Loop {
     fn on_completion(&mut self, completion: Completion) {
         let upper = TokenSpace::upper_of(completion.token);
         if let Some(index) = upper.checked_sub(FIRST_FREE_TOKEN_SPACE) {
+            self.used(index as usize, self.last_work);
             self.with_front(index as usize, |front, io| {
                 front.front.on_completion(completion, io)
             });
+        }
+    }
+
+    /// Something came for a device.
+    fn used(&mut self, index: usize, now: Instant) {
+        let Some(front) = self.fronts.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
+        front.last_use = now;
+        if std::mem::take(&mut front.rests) && self.next_rest.is_none() {
+            self.next_rest = Some(now + REST_AFTER);
+        }
+    }
+
+    /// Has devices rest that were not used for long. When all do, the shard sleeps until something comes.
+    fn rest(&mut self) {
+        let now = Instant::now();
+        if self.next_rest.is_none_or(|at| now < at) {
+            return;
+        }
+        self.next_rest = None;
+        for index in 0..self.fronts.len() {
+            let Some(front) = &mut self.fronts[index] else {
+                continue;
+            };
+            let at = front.last_use + REST_AFTER;
+            if !front.rests && at <= now {
+                front.rests = true;
+                self.with_front(index, |front, io| {
+                    front.front.rest(io);
+                    front.pool.trim();
+                });
+            } else if !front.rests {
+                self.next_rest = Some(self.next_rest.map_or(at, |next| next.min(at)));
+            }
         }
     }
 
@@ -294,6 +352,7 @@ impl Loop {
         while let Some(Completed { done, .. }) = self.shard.take_completed() {
             let (index, tag) = ((done.tag >> 32) as usize, done.tag & u64::from(u32::MAX));
             let result = done.result.map_err(|error| error.errno());
+            self.used(index, self.last_work);
             self.with_front(index, |front, io| {
                 front.front.on_done(BlockDone { tag, result }, io)
             });

@@ -16,7 +16,7 @@ pub use detached::DetachedBuf;
 pub(crate) use handle::KernelWrite;
 pub use handle::{Buf, BufRef};
 pub(crate) use pool::Fixed;
-pub use pool::{BufPool, CLASS_BYTES, PoolConfig, ZERO_BYTES};
+pub use pool::{BufPool, CLASS_BYTES, PoolConfig, Spare, ZERO_BYTES};
 
 #[cfg(test)]
 mod tests;

@@ -24,10 +24,13 @@ pub const CLASS_BYTES: [u32; 6] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 
 pub const ZERO_BYTES: u32 = 1 << 20;
 
 /// Unit in which the pool grows: the largest class, and the huge page size of most machines.
-const CHUNK_BYTES: usize = 2 << 20;
+pub(super) const CHUNK_BYTES: usize = 2 << 20;
+
+/// Steps in which a resident pool takes the memory of a chunk: few system calls, and little memory that nobody asked for.
+pub(super) const POPULATE_BYTES: usize = 64 << 10;
 
 /// The least bound that leaves each class its chunk.
-const MIN_CHUNKS: usize = CLASS_BYTES.len();
+pub(super) const MIN_CHUNKS: usize = CLASS_BYTES.len();
 
 /// How large a pool may become.
 #[derive(Clone, Debug)]
@@ -35,7 +38,7 @@ pub struct PoolConfig {
     /// Bound of the memory for buffers, rounded to whole chunks of 2 MiB, at least 12 MiB. Address space is taken
     /// as buffers are first needed, and is then kept.
     pub max_bytes: usize,
-    /// Takes the memory of a chunk when the chunk is taken, rather than page by page as it is touched. For servers of
+    /// Takes the memory of a buffer before it is handed out, rather than page by page as it is touched. For servers of
     /// devices on this machine: a page fault of a process that is being killed fails, and a request that the kernel was
     /// just copying into that page is lost with an I/O error.
     pub resident: bool,
@@ -48,6 +51,27 @@ impl Default for PoolConfig {
             max_bytes: 128 << 20,
             resident: false,
         }
+    }
+}
+
+/// What several pools of a thread may take together beyond the first chunk of each class, which is each pool's own. It bounds
+/// what many pools hold, where the bound of each would allow far too much in sum.
+#[derive(Clone, Debug)]
+pub struct Spare {
+    /// In chunks.
+    left: Rc<Cell<usize>>,
+}
+
+impl Spare {
+    /// Memory of this size, in whole chunks of 2 MiB.
+    pub fn new(bytes: usize) -> Self {
+        let left = Rc::new(Cell::new(bytes / CHUNK_BYTES));
+        Self { left }
+    }
+
+    /// Bytes that no pool has taken.
+    pub fn left_bytes(&self) -> usize {
+        self.left.get() * CHUNK_BYTES
     }
 }
 
@@ -81,6 +105,8 @@ struct Inner {
     chunks: RefCell<Vec<ChunkPtr>>,
     classes: [Class; CLASS_BYTES.len()],
     max_chunks: usize,
+    /// Where chunks come from that are not the first of their class, and how many of them this pool has.
+    spare: Option<(Spare, Cell<usize>)>,
     /// Identity of the ring the pool is registered with; 0 for none.
     ring: Cell<u32>,
     zero: Option<ChunkPtr>,
@@ -110,7 +136,7 @@ impl std::ops::Deref for ChunkPtr {
 impl Drop for ChunkPtr {
     fn drop(&mut self) {
         // SAFETY: made by `Box::into_raw`, and dropped only when no buffer of the chunk has handles: by the pool's
-        // end, which handles prevent, or by `grow` for an idle chunk.
+        // end, which handles prevent, or by `grow` or `trim` for an idle chunk.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
@@ -122,6 +148,8 @@ pub(super) struct Chunk {
     headers: Box<[Header]>,
     class: usize,
     free: Cell<usize>,
+    /// Bytes from the start on whose memory is there, as far as that matters to this pool.
+    populated_bytes: Cell<usize>,
     pub(super) read_only: bool,
     pub(super) fixed: Cell<Fixed>,
     pool: *const Inner,
@@ -130,6 +158,16 @@ pub(super) struct Chunk {
 impl BufPool {
     /// An empty pool: memory is mapped when buffers are first asked for.
     pub fn new(config: &PoolConfig) -> Self {
+        Self::with(config, None)
+    }
+
+    /// An empty pool that shares `spare` with others of this thread. Where that is used up it grows no further, as if it had come
+    /// to its own bound.
+    pub fn sharing(config: &PoolConfig, spare: &Spare) -> Self {
+        Self::with(config, Some((spare.clone(), Cell::new(0))))
+    }
+
+    fn with(config: &PoolConfig, spare: Option<(Spare, Cell<usize>)>) -> Self {
         let inner = Rc::new_cyclic(|weak| Inner {
             resident: config.resident,
             chunks: RefCell::new(Vec::new()),
@@ -138,6 +176,7 @@ impl BufPool {
                 chunks: Cell::new(0),
             }),
             max_chunks: config.max_bytes.div_ceil(CHUNK_BYTES).max(MIN_CHUNKS),
+            spare,
             ring: Cell::new(0),
             zero: Chunk::zero(weak.as_ptr()),
             home: Arc::default(),
@@ -175,6 +214,10 @@ impl BufPool {
         // SAFETY: a header on a free list belongs to a chunk of this pool, which lives as long as `inner`.
         let (fields, chunk) = unsafe { (header.as_ref(), header.as_ref().chunk.as_ref()) };
         debug_assert_eq!(fields.refs.get(), 0);
+        let end_bytes = fields.data.addr().get() - chunk.mapping.base().addr().get() + len as usize;
+        if end_bytes > chunk.populated_bytes.get() {
+            chunk.populate(end_bytes);
+        }
         fields.refs.set(1);
         fields.len.set(len);
         fields.readers.set(0);
@@ -193,15 +236,14 @@ impl BufPool {
         let kept_for_others = (0..CLASS_BYTES.len())
             .filter(|&other| other != class && inner.classes[other].chunks.get() == 0)
             .count();
-        let mapping = if chunks.len() + kept_for_others < inner.max_chunks {
+        let may_grow =
+            chunks.len() + kept_for_others < inner.max_chunks && inner.has_spare_for(class);
+        let mapping = if may_grow {
             match Mapping::anonymous_aligned(CHUNK_BYTES, CHUNK_BYTES, Access::ReadWrite) {
+                Ok(mapping) if inner.resident => Some((Arc::new(mapping), Fixed::Untried, 0)),
                 Ok(mapping) => {
-                    if inner.resident {
-                        mapping.populate();
-                    } else {
-                        mapping.prefer_huge_pages();
-                    }
-                    Some((Arc::new(mapping), Fixed::Untried))
+                    mapping.prefer_huge_pages();
+                    Some((Arc::new(mapping), Fixed::Untried, CHUNK_BYTES))
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the buffer pool cannot grow; requests wait for buffers in use");
@@ -218,19 +260,15 @@ impl BufPool {
                     && inner.classes[chunk.class].chunks.get() > 1
             })?;
             let chunk = chunks.swap_remove(idle);
-            let owner = &inner.classes[chunk.class];
-            owner.chunks.set(owner.chunks.get() - 1);
-            let mine = chunk.headers.as_ptr_range();
-            owner
-                .free
-                .borrow_mut()
-                .retain(|header| !mine.contains(&header.as_ptr().cast_const()));
-            Some((chunk.mapping.clone(), chunk.fixed.get()))
+            inner.disown(&chunk);
+            let populated_bytes = chunk.populated_bytes.get();
+            Some((chunk.mapping.clone(), chunk.fixed.get(), populated_bytes))
         });
-        let Some((mapping, fixed)) = source else {
+        let Some((mapping, fixed, populated_bytes)) = source else {
             return;
         };
         let chunk = Chunk::carve(mapping, class, fixed, Rc::as_ptr(&self.inner));
+        chunk.populated_bytes.set(populated_bytes);
         let owner = &inner.classes[class];
         owner.chunks.set(owner.chunks.get() + 1);
         let mut free = owner.free.borrow_mut();
@@ -241,6 +279,22 @@ impl BufPool {
         // Lowest address on top: memory is touched from the front.
         free.extend(chunk.headers.iter().rev().map(NonNull::from));
         chunks.push(chunk);
+        inner.settle();
+    }
+
+    /// Gives memory that no buffer uses back to the system, chunks aside that are registered with a ring, which keeps
+    /// them whatever becomes of them here. For a pool whose user rests: the next buffers cost system calls again.
+    pub fn trim(&self) {
+        let inner = &*self.inner;
+        inner.chunks.borrow_mut().retain(|chunk| {
+            let is_idle = chunk.free.get() == chunk.headers.len();
+            if !is_idle || matches!(chunk.fixed.get(), Fixed::Index(_)) {
+                return true;
+            }
+            inner.disown(chunk);
+            false
+        });
+        inner.settle();
     }
 
     /// The shared zero buffer of [`ZERO_BYTES`]: it costs no memory and cannot be written. `None` only when the
@@ -307,6 +361,13 @@ impl BufPool {
         self.inner.chunks.borrow().len() * CHUNK_BYTES
     }
 
+    /// Bytes of them whose memory is there, as far as this pool saw to it.
+    #[cfg(test)]
+    pub(super) fn populated_bytes(&self) -> usize {
+        let chunks = self.inner.chunks.borrow();
+        chunks.iter().map(|chunk| chunk.populated_bytes.get()).sum()
+    }
+
     /// Buffers in use, the zero buffer aside. Detached buffers that were dropped count until the next
     /// [`BufPool::alloc`].
     pub fn in_use(&self) -> usize {
@@ -324,6 +385,52 @@ impl BufPool {
             self.inner.ring.set(ring);
         }
         self.inner.ring.get() == ring
+    }
+}
+
+impl Inner {
+    /// Whether one more chunk of this class may be taken, as far as that is for all pools to bear.
+    fn has_spare_for(&self, class: usize) -> bool {
+        let is_first = self.classes[class].chunks.get() == 0;
+        is_first
+            || self
+                .spare
+                .as_ref()
+                .is_none_or(|(spare, _)| spare.left.get() > 0)
+    }
+
+    /// Takes from what is spare, or gives back to it, what this pool has now beyond the first chunk of each class.
+    fn settle(&self) {
+        if let Some((spare, taken)) = &self.spare {
+            let beyond = self
+                .classes
+                .iter()
+                .map(|class| class.chunks.get().saturating_sub(1));
+            let now = beyond.sum();
+            spare
+                .left
+                .set((spare.left.get() + taken.get()).saturating_sub(now));
+            taken.set(now);
+        }
+    }
+
+    /// Takes a chunk whose buffers are all free from its class, before it goes or becomes one of another class.
+    fn disown(&self, chunk: &Chunk) {
+        let owner = &self.classes[chunk.class];
+        owner.chunks.set(owner.chunks.get() - 1);
+        let mine = chunk.headers.as_ptr_range();
+        owner
+            .free
+            .borrow_mut()
+            .retain(|header| !mine.contains(&header.as_ptr().cast_const()));
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some((spare, taken)) = &self.spare {
+            spare.left.set(spare.left.get() + taken.get());
+        }
     }
 }
 
@@ -369,12 +476,13 @@ impl Chunk {
         pool: *const Inner,
     ) -> ChunkPtr {
         assert!(count * bytes <= mapping.len());
-        let base = mapping.base();
+        let (base, mapping_bytes) = (mapping.base(), mapping.len());
         let chunk = Box::new(Self {
             mapping,
             headers: Box::new([]),
             class,
             free: Cell::new(count),
+            populated_bytes: Cell::new(mapping_bytes),
             read_only,
             fixed: Cell::new(fixed),
             pool,
@@ -394,6 +502,17 @@ impl Chunk {
         // SAFETY: the chunk was leaked just above and nobody else uses its address yet.
         unsafe { (*chunk.as_ptr()).headers = headers };
         ChunkPtr(chunk)
+    }
+
+    /// Has the memory of the first `end_bytes` bytes there.
+    #[cold]
+    fn populate(&self, end_bytes: usize) {
+        let from = self.populated_bytes.get();
+        let to = end_bytes
+            .next_multiple_of(POPULATE_BYTES)
+            .min(self.mapping.len());
+        self.mapping.populate(from..to);
+        self.populated_bytes.set(to);
     }
 
     /// Puts a buffer back on its free list.

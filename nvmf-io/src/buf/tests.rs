@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::pool::{CHUNK_BYTES, MIN_CHUNKS, POPULATE_BYTES};
 use super::*;
 
 /// The least bound: one chunk for each class.
@@ -310,4 +311,102 @@ fn a_detached_buffer_outlives_its_pool() {
     assert_eq!(detached.len(), 5000);
     let new = smallest();
     drop(new.attach(detached).expect_err("of another pool"));
+}
+
+/// Bytes that are there of the mapping around this address, by `/proc`.
+#[cfg(not(miri))]
+fn resident_bytes_at(address: usize) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut within, mut kib) = (false, 0);
+    for line in maps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some((from, to)) = first.split_once('-') {
+            let number = |text| usize::from_str_radix(text, 16);
+            if let (Ok(from), Ok(to)) = (number(from), number(to)) {
+                within = (from..to).contains(&address);
+            }
+        } else if within && first == "Rss:" {
+            kib = words.next().unwrap().parse().unwrap();
+        }
+    }
+    kib * 1024
+}
+
+#[cfg(not(miri))]
+#[test]
+fn a_resident_pool_takes_memory_for_the_buffers_that_it_hands_out() {
+    let pool = BufPool::new(&PoolConfig {
+        max_bytes: 0,
+        resident: true,
+    });
+    let buf = pool.alloc((1 << 20) + 4096).unwrap();
+    let address = buf.bytes().unwrap().as_ptr().addr();
+    let populated = || pool.populated_bytes();
+    assert_eq!(populated(), (1 << 20) + POPULATE_BYTES);
+    assert!(resident_bytes_at(address) >= populated());
+    drop(buf);
+    let whole = pool.alloc(2 << 20).unwrap();
+    assert_eq!(populated(), CHUNK_BYTES);
+    drop(whole);
+    pool.trim();
+    assert_eq!(pool.mapped_bytes(), 0);
+    let small = [pool.alloc(4096).unwrap(), pool.alloc(4096).unwrap()];
+    assert_eq!(populated(), POPULATE_BYTES);
+    drop(small);
+}
+
+#[test]
+fn what_is_trimmed_is_not_used_and_comes_again() {
+    let pool = smallest();
+    let (kept, gone) = (pool.alloc(10).unwrap(), pool.alloc(70_000).unwrap());
+    kept.fill(0..10, 7);
+    drop(gone);
+    assert_eq!(pool.mapped_bytes(), 2 * CHUNK_BYTES);
+    pool.trim();
+    assert_eq!(
+        pool.mapped_bytes(),
+        CHUNK_BYTES,
+        "a chunk with a buffer in use stays"
+    );
+    assert_eq!(kept.bytes().unwrap()[..], [7; 10]);
+    // Every class has its chunk again, and no more than before.
+    let all: Vec<_> = CLASS_BYTES
+        .iter()
+        .map(|&bytes| pool.alloc(bytes).unwrap())
+        .collect();
+    assert_eq!(pool.mapped_bytes(), MIN_CHUNKS * CHUNK_BYTES);
+    assert!(pool.alloc(2 << 20).is_none());
+    drop((all, kept));
+    pool.trim();
+    assert_eq!((pool.mapped_bytes(), pool.in_use()), (0, 0));
+}
+
+#[test]
+fn pools_share_what_is_spare_and_each_has_its_own_of_every_class() {
+    let config = PoolConfig {
+        max_bytes: 64 << 20,
+        ..PoolConfig::default()
+    };
+    let spare = Spare::new(3 * CHUNK_BYTES);
+    let (one, other) = (
+        BufPool::sharing(&config, &spare),
+        BufPool::sharing(&config, &spare),
+    );
+    let large = |pool: &BufPool| pool.alloc(2 << 20);
+    let mut taken: Vec<_> = std::iter::from_fn(|| large(&one)).collect();
+    assert_eq!(taken.len(), 4, "its own and all that is spare");
+    assert_eq!(spare.left_bytes(), 0);
+    let own: Vec<_> = CLASS_BYTES
+        .iter()
+        .map(|&bytes| other.alloc(bytes).unwrap())
+        .collect();
+    assert!(large(&other).is_none());
+    // What the one gives back the other can have.
+    taken.truncate(2);
+    one.trim();
+    assert_eq!(spare.left_bytes(), 2 * CHUNK_BYTES);
+    assert!(large(&other).is_some());
+    drop((own, taken, one, other));
+    assert_eq!(spare.left_bytes(), 3 * CHUNK_BYTES);
 }

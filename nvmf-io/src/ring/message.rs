@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::files::{FileId, Id, Target};
 use super::ops::Work;
+use super::submit::entry;
 use super::{Ring, Token};
 use crate::buf::{Buf, KernelWrite};
 
@@ -40,6 +41,14 @@ impl Ring {
         };
         let index = self.ops.insert(token, Work::Message(message));
         self.arm_message(index);
+    }
+
+    /// Completes when there may be a message: for a reader that waits for long, and so has no buffer meanwhile.
+    pub fn await_message(&mut self, device: FileId, token: Token) {
+        let readable = libc::POLLIN as u32;
+        self.start(device.0, token, Work::Plain, |target| {
+            entry!(target, |fd| opcode::PollAdd::new(fd, readable).build())
+        });
     }
 
     /// Submits the entry for the step at which a message stands.

@@ -19,9 +19,9 @@ const LO_FLAGS_DIRECT_IO: u32 = 16;
 
 const NAME_BYTES: usize = 64;
 
-/// Somebody else can take the free number between the question and the attachment; more losses in a row than this
-/// mean that something else is wrong.
-const ATTACH_ATTEMPTS: u32 = 32;
+/// Somebody else can take the free number between the question and the attachment, and of all who ask at once only one gets
+/// it. More losses in a row than devices could be attached at once mean that something else is wrong.
+const ATTACH_ATTEMPTS: u32 = 1024;
 
 /// The kernel's `struct loop_info64`.
 #[repr(C)]

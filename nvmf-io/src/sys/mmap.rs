@@ -96,15 +96,16 @@ impl Mapping {
         }
     }
 
-    /// Takes all memory of the mapping now. Where the kernel cannot (before 5.14, or short of memory), it comes page by
-    /// page as it is touched.
-    pub(crate) fn populate(&self) {
+    /// Takes the memory of whole pages of the mapping now. Where the kernel cannot (before 5.14, or short of memory), it
+    /// comes page by page as it is touched.
+    pub(crate) fn populate(&self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.len);
         #[cfg(not(miri))]
-        // SAFETY: the advice concerns this mapping alone and changes no content.
+        // SAFETY: checked to be inside this mapping, which alone the advice concerns; it changes no content.
         unsafe {
             libc::madvise(
-                self.base.as_ptr().cast(),
-                self.len,
+                self.base.as_ptr().add(range.start).cast(),
+                range.end - range.start,
                 libc::MADV_POPULATE_WRITE,
             );
         }

@@ -3,7 +3,10 @@
 //! Reading requests: a read takes one request, waits for it in the kernel, and needs a buffer with room for the largest.
 //! A single stream of requests needs one reader. Under load more of them take more requests in one turn; but each that
 //! waits is woken in vain by requests that another one takes, and holds a buffer. So their number follows how many were
-//! of use in the last turns.
+//! of use in the last turns, and is bounded by how many devices the shard has.
+//!
+//! While nothing is asked of the device no reader waits and no buffer is held: a poll does, which costs the next request a
+//! system call. A node with hundreds of volumes that rest would otherwise lock a megabyte and more for each of their queues.
 //!
 //! Invariants: a request that wants a reply gets exactly one, on the channel it was read from; at most
 //! [`MAX_READERS`] requests are taken per turn, and none while earlier ones wait for a buffer.
@@ -24,6 +27,9 @@ use crate::block::{BlockDone, BlockLimits, BlockOp, FrontEnd, FrontEndIo, TokenS
 
 /// Requests taken in one turn, at most.
 const MAX_READERS: usize = 16;
+
+/// Readers of all devices of a shard together, but for one of each device: each reader's buffer has more than 1 MiB.
+const SHARD_READERS: usize = 64;
 
 /// Turns in a row in which every reader was of use, before there are more: a single stream of requests, which never
 /// feeds two, then pays for a fruitless reader only now and then.
@@ -55,6 +61,8 @@ const FILE_NODE: u64 = 2;
 
 /// Token of replies; readers have their index.
 const REPLY: u32 = u32::MAX;
+/// Token of the poll while the device rests.
+const AWAKENED: u32 = u32::MAX - 1;
 
 /// What a finished command is answered with.
 enum Reply {
@@ -79,6 +87,10 @@ struct Reader {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Serving,
+    /// The readers that wait are on their way back.
+    FallingAsleep,
+    /// A poll waits.
+    Asleep,
     /// Stopped by us or ended by the kernel.
     Ended,
 }
@@ -92,6 +104,8 @@ pub(super) struct FuseFrontEnd {
     demand: Demand,
     parked: VecDeque<Parked>,
     phase: Phase,
+    /// The poll of a device that rests is in flight.
+    polls: bool,
 }
 
 impl FuseFrontEnd {
@@ -115,6 +129,7 @@ impl FuseFrontEnd {
             demand: Demand::default(),
             parked: VecDeque::with_capacity(MAX_READERS),
             phase: Phase::Serving,
+            polls: false,
         }
     }
 
@@ -402,6 +417,14 @@ impl FuseFrontEnd {
         }
     }
 
+    /// Goes on with what waits for buffers, and then takes further requests.
+    fn take_more(&mut self, io: &mut FrontEndIo<'_>) {
+        self.unpark(io);
+        if self.parked.is_empty() {
+            self.read_more(io);
+        }
+    }
+
     /// Submits as many readers as are worth it.
     fn read_more(&mut self, io: &mut FrontEndIo<'_>) {
         let Some(file) = self.channel.file else {
@@ -412,7 +435,9 @@ impl FuseFrontEnd {
             .iter()
             .filter(|reader| reader.in_flight)
             .count();
-        let mut missing = self.demand.end_turn(waiting).saturating_sub(waiting);
+        let most = (SHARD_READERS / io.front_ends.max(1)).clamp(1, MAX_READERS);
+        let wanted = self.demand.end_turn(waiting, most);
+        let mut missing = wanted.saturating_sub(waiting);
         for (index, reader) in self.readers.iter_mut().enumerate() {
             if reader.in_flight {
                 continue;
@@ -433,6 +458,44 @@ impl FuseFrontEnd {
                 .read_message(file, buf, MESSAGE_AT..READER_BYTES, token);
             reader.in_flight = true;
         }
+    }
+
+    /// Whether requests are open, or answers on their way.
+    fn has_work(&self) -> bool {
+        self.commands.open_count() > 0
+            || self.channel.replies_in_flight > 0
+            || !self.parked.is_empty()
+    }
+
+    fn cancel_readers(&self, io: &mut FrontEndIo<'_>) {
+        for (index, reader) in self.readers.iter().enumerate() {
+            if reader.in_flight {
+                io.ring.cancel(self.channel.tokens.token(index as u32));
+            }
+        }
+    }
+
+    /// Once all readers are back: with a request, and then it is served, or without, and then a poll waits for the next.
+    fn fall_asleep(&mut self, io: &mut FrontEndIo<'_>) {
+        let Some(file) = self.channel.file else {
+            return;
+        };
+        if self.demand.served > 0 {
+            self.phase = Phase::Serving;
+            return self.take_more(io);
+        }
+        if self.readers.iter().any(|reader| reader.in_flight) {
+            return;
+        }
+        for reader in &mut self.readers {
+            reader.buf = None;
+        }
+        io.pool.trim();
+        self.demand = Demand::default();
+        self.phase = Phase::Asleep;
+        self.polls = true;
+        io.ring
+            .await_message(file, self.channel.tokens.token(AWAKENED));
     }
 
     fn end(&mut self) {
@@ -456,6 +519,14 @@ impl FrontEnd for FuseFrontEnd {
         let local = TokenSpace::local_of(completion.token);
         if local == REPLY {
             return self.channel.replied(completion);
+        }
+        if local == AWAKENED {
+            self.polls = false;
+            // Whatever it came to: a reader tells what there is.
+            if self.phase == Phase::Asleep {
+                self.phase = Phase::Serving;
+            }
+            return;
         }
         let index = local as usize;
         let Some(reader) = self.readers.get_mut(index) else {
@@ -485,31 +556,40 @@ impl FrontEnd for FuseFrontEnd {
     }
 
     fn end_turn(&mut self, io: &mut FrontEndIo<'_>) {
-        if self.phase == Phase::Serving {
-            self.unpark(io);
-            if self.parked.is_empty() {
-                self.read_more(io);
+        match self.phase {
+            Phase::Serving => self.take_more(io),
+            Phase::FallingAsleep => self.fall_asleep(io),
+            Phase::Asleep => {}
+            Phase::Ended => {
+                if self.is_finished()
+                    && let Some(file) = self.channel.file.take()
+                {
+                    io.ring.remove_file(file);
+                }
             }
-        } else if self.is_finished()
-            && let Some(file) = self.channel.file.take()
-        {
-            io.ring.remove_file(file);
         }
+    }
+
+    fn rest(&mut self, io: &mut FrontEndIo<'_>) {
+        if self.phase != Phase::Serving || self.has_work() {
+            return;
+        }
+        self.phase = Phase::FallingAsleep;
+        self.cancel_readers(io);
     }
 
     fn stop(&mut self, io: &mut FrontEndIo<'_>) {
         self.end();
-        for (index, reader) in self.readers.iter().enumerate() {
-            if reader.in_flight {
-                io.ring.cancel(self.channel.tokens.token(index as u32));
-            }
+        self.cancel_readers(io);
+        if self.polls {
+            io.ring.cancel(self.channel.tokens.token(AWAKENED));
         }
     }
 
     fn is_finished(&self) -> bool {
         self.phase == Phase::Ended
-            && self.commands.open_count() == 0
-            && self.channel.replies_in_flight == 0
+            && !self.has_work()
+            && !self.polls
             && self.readers.iter().all(|reader| !reader.in_flight)
     }
 }
@@ -566,8 +646,8 @@ impl Default for Demand {
 }
 
 impl Demand {
-    /// Learns from the turn that ends with `waiting` readers still waiting.
-    fn end_turn(&mut self, waiting: usize) -> usize {
+    /// Learns from the turn that ends with `waiting` readers still waiting; no more than `most` are wanted.
+    fn end_turn(&mut self, waiting: usize, most: usize) -> usize {
         let served = std::mem::take(&mut self.served);
         if waiting > 0 && served > 0 {
             self.readers = served.clamp(1, self.readers);
@@ -575,10 +655,11 @@ impl Demand {
         } else if served > 0 {
             self.busy_turns += 1;
             if self.busy_turns >= BUSY_TURNS_TO_GROW {
-                self.readers = (self.readers * 2).min(MAX_READERS);
+                self.readers *= 2;
                 self.busy_turns = 0;
             }
         }
+        self.readers = self.readers.min(most);
         self.readers
     }
 }

@@ -280,6 +280,7 @@ impl Shard {
             ring: &mut self.ring,
             pool: &self.pool,
             requests: &mut self.requests,
+            front_ends: 1,
         };
         call(&mut *self.front, &mut io)
     }

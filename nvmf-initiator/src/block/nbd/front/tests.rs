@@ -65,6 +65,7 @@ impl Server {
             ring: &mut self.ring,
             pool: &self.pool,
             requests: &mut self.requests,
+            front_ends: 1,
         };
         call(&mut self.front, &mut io)
     }
