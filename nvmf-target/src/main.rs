@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use nvmf_target::api::tls::Tls;
 use nvmf_target::config::cli::Cli;
 use nvmf_target::config::identity::Identity;
 use nvmf_target::control::run::{self, EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE};
@@ -29,6 +30,12 @@ fn serve(cli: &Cli) -> u8 {
         }
     };
     if cli.check {
+        if let Some(tls) = &config.api.tls
+            && let Err(error) = Tls::load(tls)
+        {
+            report(cli, "api.tls", &error.to_string());
+            return EXIT_USAGE;
+        }
         let ok = serde_json::json!({ "event": "checked", "ok": true }).to_string();
         let line = if cli.json { &ok } else { "nothing wrong" };
         print_line(std::io::stdout(), line);

@@ -1,5 +1,6 @@
 #!/bin/bash
-# api.sh: the Linux kernel's host while nvmfctl changes what it is connected to: namespaces, sizes, hosts, listeners, and a killed target.
+# api.sh: the Linux kernel's host while nvmfctl changes what it is connected to: namespaces, sizes, hosts, listeners, and a killed target. Then
+# the API over TCP, with OpenSSL's certificates and its client.
 # guest: --uml --timeout 300
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
@@ -75,3 +76,52 @@ revoked() {
 }
 check 'a host that lost its permission is gone when the command returns' revoked
 refuse 'and does not get in again' 'onnect|nvme' connect
+
+# The same API over TCP.
+PKI=$SUITE_TMP/pki
+TLS_PORT=4421
+signed() {
+  openssl req -newkey "$2" -nodes -keyout "$PKI/$1.key" -out "$PKI/$1.csr" -subj "/CN=$1"
+  openssl x509 -req -in "$PKI/$1.csr" -CA "$PKI/ca.pem" -CAkey "$PKI/ca.key" -CAcreateserial -days 2 -out "$PKI/$1.pem" \
+    -extfile <(printf 'subjectAltName=DNS:%s,IP:127.0.0.1\n' "$1")
+}
+pki() {
+  mkdir "$PKI"
+  openssl req -x509 -newkey rsa:2048 -nodes -keyout "$PKI/ca.key" -out "$PKI/ca.pem" -days 2 -subj /CN=authority
+  signed target rsa:2048
+  signed admin ed25519
+  signed monitor rsa:2048
+  openssl req -x509 -newkey ed25519 -nodes -keyout "$PKI/own.key" -out "$PKI/own.pem" -days 2 -subj /CN=admin
+}
+check 'an authority, a target and clients have certificates of OpenSSL' pki
+serve_tls() {
+  stop target
+  rm -f "$SUITE_TMP/ready"
+  start target nvmf-target --rpc "$NVMF_RPC" --state-dir "$SUITE_TMP/state" --ready-file "$SUITE_TMP/ready" --rpc-tls 127.0.0.1:$TLS_PORT \
+    --rpc-cert "$PKI/target.pem" --rpc-key "$PKI/target.key" --rpc-client-ca "$PKI/ca.pem" --rpc-client admin --rpc-read-only-client monitor
+  wait_until 20 test -s "$SUITE_TMP/ready"
+}
+check 'the target serves its API over TCP too' serve_tls
+over_tls() {
+  local client=$1
+  shift
+  nvmfctl --socket tls://127.0.0.1:$TLS_PORT --tls-ca "$PKI/ca.pem" --tls-cert "$PKI/$client.pem" --tls-key "$PKI/$client.key" "$@"
+}
+changed() { over_tls admin bdev create null far 1M && over_tls monitor bdev list | grep far; }
+check 'nvmfctl changes the target from afar' changed
+by_environment() {
+  NVMF_RPC=tls://127.0.0.1:$TLS_PORT NVMF_RPC_TLS_CA=$PKI/ca.pem NVMF_RPC_TLS_CERT=$PKI/admin.pem NVMF_RPC_TLS_KEY=$PKI/admin.key nvmfctl bdev delete far
+}
+check 'and takes address and files from the environment' by_environment
+refuse 'a client that may read changes nothing' 'may only read' over_tls monitor bdev create null far 1M
+refuse 'a certificate that nobody signed is turned away' 'alert: (UnknownCA|CertificateUnknown)' over_tls own version
+refuse 'without a certificate nvmfctl says what is missing' 'tls-cert' nvmfctl --socket tls://127.0.0.1:$TLS_PORT version
+# What is no JSON has the target end the connection, and s_client with it.
+s_client() { printf '{"jsonrpc":"2.0","method":"spdk_get_version","id":1}x' | openssl s_client -quiet -verify_return_error -connect 127.0.0.1:$TLS_PORT -CAfile "$PKI/ca.pem" "$@"; }
+openssl_talks() {
+  s_client -cert "$PKI/admin.pem" -key "$PKI/admin.key" >"$SUITE_TMP/said"
+  jq -es '(.[0].result.version | startswith("nvmf-target")) and .[1].error.code == -32700' "$SUITE_TMP/said"
+}
+check "OpenSSL's client talks to it" openssl_talks
+refuse 'and is turned away without a certificate' 'certificate required' s_client
+refuse 'or with an older TLS' 'protocol version' s_client -tls1_2 -cert "$PKI/admin.pem" -key "$PKI/admin.key"

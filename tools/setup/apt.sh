@@ -54,6 +54,7 @@ guest    strace             shows the system calls that reach a file
 guest    curl               asks the Docker plugin as dockerd does
 guest    docker.io          runs containers on volumes; its service is not started
 guest    busybox-static     all that such a container needs
+guest    openssl            makes certificates and speaks TLS with code that is not ours
 guest    tshark             reads captures with an NVMe/TCP dissector that is not ours
 LIST
 }

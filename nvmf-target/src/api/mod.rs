@@ -1,4 +1,4 @@
-//! The management API: JSON-RPC 2.0 on a unix socket, served by the control thread.
+//! The management API: JSON-RPC 2.0 on a unix socket, and over TCP with mutual TLS, served by the control thread.
 //!
 //! # Adding methods
 //!
@@ -24,11 +24,15 @@
 //!   `tokio::task::spawn_blocking`), and borrows of cells never live across an await.
 //! - It runs to its end even if the client has gone. Methods of other connections run meanwhile. What changes the target goes through
 //!   [`crate::control::live`], which takes changes one at a time.
+//! - A method with `_get_` in its name changes nothing: clients that may only read may call it, and no other.
 //! - An error's message says what, where, and what to do.
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`server`] | connections: bounded, isolated, each a stream of JSON values |
+//! | [`server`] | where the API is served; the unix socket's clients |
+//! | [`connection`] | one connection: a stream of JSON values, bounded |
+//! | [`remote`], [`tls`] | clients over TCP; their certificates, and what each may do |
+//! | [`places`] | the greatest number of connections |
 //! | [`socket`] | the socket file: who may connect, and what a dead target left |
 //! | [`state_dir`], [`open`] | where what the API makes is kept; what is done when a default cannot be had |
 //! | [`manager`], [`state`] | what the API made: kept, brought back, changed |
@@ -38,13 +42,17 @@
 
 pub mod base;
 pub mod bdev;
+pub mod connection;
 pub mod manager;
 pub mod open;
+pub mod places;
+pub mod remote;
 pub mod server;
 pub mod socket;
 pub mod spdk;
 pub mod state;
 pub mod state_dir;
+pub mod tls;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -69,6 +77,15 @@ const MAX_BATCH: usize = 1000;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NoParams {}
+
+/// What a client may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// Call every method.
+    All,
+    /// Call those that change nothing.
+    Read,
+}
 
 type Answer = Pin<Box<dyn Future<Output = Result<Value, RpcError>>>>;
 type Handler = Box<dyn Fn(Rc<Target>, Map<String, Value>) -> Answer>;
@@ -121,9 +138,9 @@ impl Methods {
     }
 
     /// Carries out what one JSON value asks: a request, or a batch of them one after the other. `None` where nobody waits for an answer.
-    pub async fn answer(&self, target: &Rc<Target>, value: Value) -> Option<Value> {
+    pub async fn answer(&self, target: &Rc<Target>, rights: Rights, value: Value) -> Option<Value> {
         let Value::Array(batch) = value else {
-            return self.answer_one(target, value).await;
+            return self.answer_one(target, rights, value).await;
         };
         if batch.is_empty() || batch.len() > MAX_BATCH {
             let message = format!(
@@ -137,17 +154,24 @@ impl Methods {
         }
         let mut answers = Vec::new();
         for value in batch {
-            answers.extend(self.answer_one(target, value).await);
+            answers.extend(self.answer_one(target, rights, value).await);
         }
         (!answers.is_empty()).then_some(Value::Array(answers))
     }
 
-    async fn answer_one(&self, target: &Rc<Target>, value: Value) -> Option<Value> {
+    async fn answer_one(&self, target: &Rc<Target>, rights: Rights, value: Value) -> Option<Value> {
         let request = match Request::from_value(value) {
             Ok(request) => request,
             Err((id, error)) => return Some(refusal(id, error)),
         };
         let outcome = match self.0.get(request.method.as_str()) {
+            Some(_) if rights == Rights::Read && !request.method.contains("_get_") => {
+                let message = format!(
+                    "{}: this client may only read; add it to clients in [api.tls] of the target's file to let it change things",
+                    request.method
+                );
+                Err(RpcError::new(code::ACCESS, message))
+            }
             Some(handler) => handler(Rc::clone(target), request.params).await,
             None => {
                 let message = format!(

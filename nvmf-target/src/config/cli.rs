@@ -1,6 +1,6 @@
 //! The command line: the quick form, which describes one subsystem in flags, and the full form, which names a file.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
@@ -119,6 +119,9 @@ pub struct Cli {
     /// Keep what the API makes here, or only until the end with "none" [default: /var/lib/nvmf-target with --config, else none]
     #[arg(long, value_name = "DIR|none", help_heading = "Management API")]
     pub state_dir: Option<PathBuf>,
+    /// The management API over TCP
+    #[command(flatten)]
+    pub rpc_tls: api::RpcTls,
 
     /// Check the configuration and end
     #[arg(long)]
@@ -256,8 +259,11 @@ impl Cli {
                 ("--state-dir", &self.state_dir, &mut config.api.state_dir),
             ] {
                 if let Some(path) = written {
-                    *place = chosen(flag, path, &mut problems);
+                    *place = api::chosen(flag, path, &mut problems);
                 }
+            }
+            if let Some(tls) = self.rpc_tls.options(&mut problems) {
+                config.api.tls = Some(tls);
             }
         }
         let config = problems.finish(config)?;
@@ -268,7 +274,9 @@ impl Cli {
     fn quick_form(&self, identity: &Identity, problems: &mut Collector) -> Option<Config> {
         let managed = [&self.rpc, &self.state_dir].into_iter().flatten();
         let mut managed = managed.map(|path| Chosen::written(path));
-        if self.namespaces.is_empty() && !managed.any(|chosen| chosen != Ok(Chosen::Off)) {
+        let managed =
+            self.rpc_tls.rpc_tls.is_some() || managed.any(|chosen| chosen != Ok(Chosen::Off));
+        if self.namespaces.is_empty() && !managed {
             problems.push(
                 &Place::key("nothing to serve"),
                 "give at least one of --file, --block, --passthru, --memory, --null, or --config FILE, or --rpc PATH to be told later; --help explains them",
@@ -365,21 +373,10 @@ impl Cli {
                 socket: Chosen::Default,
                 // A trial run must not bring back what a service left.
                 state_dir: Chosen::Off,
+                tls: None,
             },
         })
     }
-}
-
-/// A place of the API as a flag names it, with its path made absolute.
-fn chosen(flag: &str, path: &Path, problems: &mut Collector) -> Chosen {
-    let written = Chosen::written(path).and_then(|chosen| match chosen {
-        Chosen::At(path) => match std::path::absolute(&path) {
-            Ok(path) => Ok(Chosen::At(path)),
-            Err(error) => Err(error.to_string()),
-        },
-        chosen => Ok(chosen),
-    });
-    problems.ok(&Place::key(flag), written).unwrap_or_default()
 }
 
 /// The storage with its path made absolute, so that the working directory does not enter the namespace's identity.
@@ -396,5 +393,6 @@ fn absolute(storage: &BackingSpec) -> std::io::Result<BackingSpec> {
     Ok(storage)
 }
 
+mod api;
 #[cfg(test)]
 mod tests;

@@ -12,13 +12,12 @@ use toml::Spanned;
 use uuid::Uuid;
 
 use super::address::Address;
-use super::api::NO_TCP;
 use super::cli::DEFAULT_LISTEN;
 use super::limits::{self, KeepAliveBounds, Limits, TcpOptions};
 use super::nqn::subsystem_nqn;
 use super::problem::{Collector, Place, Problem, Problems};
 use super::rules::{self, StorageUsers, Unique};
-use super::{ApiOptions, ByteSize, Chosen, Config, CoreSet, NamespaceConfig, SubsystemConfig};
+use super::{ByteSize, Config, CoreSet, NamespaceConfig, SubsystemConfig};
 use crate::backend::BackingSpec;
 
 /// The model number where none is given.
@@ -82,7 +81,7 @@ struct RawFile {
     #[serde(default)]
     keep_alive: RawKeepAlive,
     #[serde(default)]
-    api: RawApi,
+    api: api::RawApi,
     #[serde(default)]
     subsystem: Vec<Spanned<RawSubsystem>>,
     #[serde(default)]
@@ -116,15 +115,6 @@ struct RawTcp {
 struct RawKeepAlive {
     min_ms: Option<Spanned<u64>>,
     max_ms: Option<Spanned<u64>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct RawApi {
-    socket: Option<Spanned<PathBuf>>,
-    state_dir: Option<Spanned<PathBuf>>,
-    /// Refused, with the reason.
-    tls: Option<Spanned<toml::Value>>,
 }
 
 #[derive(Deserialize)]
@@ -356,41 +346,6 @@ impl RawKeepAlive {
         KeepAliveBounds {
             min_ms: min.unwrap_or(0) as u32,
             max_ms: max.map(|max| max as u32),
-        }
-    }
-}
-
-impl RawApi {
-    fn check(self, problems: &mut Collector) -> ApiOptions {
-        if let Some(tls) = &self.tls {
-            problems.push(
-                &Place::at("tls", tls.span()),
-                format!("{NO_TCP}; leave it out"),
-            );
-        }
-        let mut place = |key: &str, path: Option<Spanned<PathBuf>>| {
-            let Some(path) = path else {
-                return Chosen::Default;
-            };
-            let at_place = Place::at(key, path.span());
-            let written = Chosen::written(path.get_ref());
-            let chosen = problems.ok(&at_place, written).unwrap_or_default();
-            if let Chosen::At(at) = &chosen
-                && !at.is_absolute()
-            {
-                problems.push(
-                    &at_place,
-                    format!(
-                        "{} depends on where the target is started; write an absolute path, or \"none\"",
-                        at.display()
-                    ),
-                );
-            }
-            chosen
-        };
-        ApiOptions {
-            socket: place("socket", self.socket),
-            state_dir: place("state-dir", self.state_dir),
         }
     }
 }
@@ -634,6 +589,7 @@ fn check_storage(
     None
 }
 
+mod api;
 mod pools;
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ pub mod size;
 use uuid::Uuid;
 
 pub use address::{Address, Carrier};
-pub use api::{ApiOptions, Chosen};
+pub use api::{ApiOptions, Chosen, ClientName, TlsOptions};
 pub use cores::CoreSet;
 pub use limits::{KeepAliveBounds, Limits, TcpOptions};
 pub use problem::{Problem, Problems};

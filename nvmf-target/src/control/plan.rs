@@ -2,7 +2,7 @@
 //! plan out.
 
 use crate::backend::BackingSpec;
-use crate::config::{Address, Config, NamespaceConfig, SubsystemConfig};
+use crate::config::{Address, ApiOptions, Config, NamespaceConfig, SubsystemConfig};
 use crate::model::{HostAccess, Nqn};
 
 /// How to get from one configuration to another.
@@ -51,7 +51,7 @@ impl Plan {
         for (key, changed) in [
             ("cores", old.cores != new.cores),
             ("busy-poll", old.busy_poll_us != new.busy_poll_us),
-            ("api", old.api != new.api),
+            ("api", !same_place(&old.api, &new.api)),
             ("pool", old.pools != new.pools),
             (
                 "limits.buffers",
@@ -86,6 +86,12 @@ impl Plan {
         }
         plan
     }
+}
+
+/// Whether the API stays where it is. Certificates and clients may change.
+fn same_place(a: &ApiOptions, b: &ApiOptions) -> bool {
+    let listen = |api: &ApiOptions| api.tls.as_ref().map(|tls| tls.listen);
+    a.socket == b.socket && a.state_dir == b.state_dir && listen(a) == listen(b)
 }
 
 impl SubsystemChange {

@@ -19,6 +19,7 @@ use super::plan::{Plan, SubsystemChange};
 use super::ports::Ports;
 use super::ready;
 use super::target::{Served, Target};
+use crate::api::tls::Tls;
 use crate::config::cli::Cli;
 use crate::config::{Address, Config};
 use crate::model::{HostAccess, Namespace, NamespaceTable, Subsystem};
@@ -56,6 +57,8 @@ struct Prepared {
     added: Vec<Subsystem>,
     changes: Vec<Change>,
     opened: Vec<(Address, Bound)>,
+    /// Who may use the management API over TCP from now on, if it is served there.
+    api_tls: Option<Tls>,
 }
 
 /// Changes of one subsystem.
@@ -85,7 +88,7 @@ async fn apply(cli: &Cli, target: &Rc<Target>) -> anyhow::Result<()> {
             );
         }
     }
-    let prepared = prepare(target, &plan).await?;
+    let prepared = prepare(target, &config, &plan).await?;
     for key in &plan.needs_restart {
         tracing::warn!("{key} has changed; that takes effect at the next start");
     }
@@ -93,7 +96,11 @@ async fn apply(cli: &Cli, target: &Rc<Target>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn prepare(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Prepared> {
+async fn prepare(target: &Rc<Target>, config: &Config, plan: &Plan) -> anyhow::Result<Prepared> {
+    let served = target.api_tls.borrow().is_some();
+    let api_tls = config.api.tls.as_ref().filter(|_| served);
+    // Read even if nothing differs: certificates are renewed in their places.
+    let api_tls = api_tls.map(Tls::load).transpose()?;
     let added: Result<Vec<_>, OpenError> = plan
         .added
         .iter()
@@ -112,6 +119,7 @@ async fn prepare(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Prepared> {
         added,
         changes,
         opened,
+        api_tls,
     })
 }
 
@@ -195,6 +203,9 @@ async fn bind(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Vec<(Address, 
 async fn put_in_place(target: &Rc<Target>, config: Config, plan: Plan, prepared: Prepared) {
     let discovery = Snapshot::take(target);
     target.config.replace(config);
+    if let Some(tls) = prepared.api_tls {
+        target.api_tls.replace(Some(Rc::new(tls)));
+    }
     for closed in &plan.closed {
         target.listeners.stop(*closed).await;
     }

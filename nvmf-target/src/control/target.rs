@@ -22,6 +22,7 @@ use super::rdma::Rdma;
 use super::shards::Shards;
 use super::view::subsystem_info;
 use crate::api::state::TransportRecord;
+use crate::api::tls::Tls;
 use crate::config::{Config, NamespaceConfig, SubsystemConfig};
 use crate::model::{
     ControllerKey, ControllerRegistry, HostAccess, Namespace, NamespaceTable, Nqn, Subsystem,
@@ -127,6 +128,8 @@ pub struct Target {
     pub stopping: Cell<bool>,
     /// What hosts may use, where the API says other than the configuration.
     pub transport: RefCell<TransportRecord>,
+    /// Who may use the management API over TCP, while it is served there.
+    pub api_tls: RefCell<Option<Rc<Tls>>>,
     /// Admin queues that were ever connected.
     pub admin_queues_so_far: Cell<u64>,
     /// Held by whoever changes what is served, from the first check to the end.
@@ -167,6 +170,7 @@ impl Target {
             discovery_generation: Cell::new(first_generation()),
             stopping: Cell::new(false),
             transport: RefCell::default(),
+            api_tls: RefCell::default(),
             admin_queues_so_far: Cell::new(0),
             changes: Mutex::new(()),
         })

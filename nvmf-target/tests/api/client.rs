@@ -64,20 +64,29 @@ impl Target {
     pub fn raw(&self) -> Raw {
         let socket = UnixStream::connect(self.socket()).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Raw {
-            socket,
-            values: ValueStream::new(1 << 30),
-        }
+        Raw::new(socket)
     }
 }
 
+/// What carries bytes to and from a target.
+pub trait Socket: Read + Write {}
+
+impl<T: Read + Write> Socket for T {}
+
 /// A client that sends whatever a test likes.
 pub struct Raw {
-    pub socket: UnixStream,
+    pub socket: Box<dyn Socket>,
     values: ValueStream,
 }
 
 impl Raw {
+    pub fn new(socket: impl Socket + 'static) -> Self {
+        Raw {
+            socket: Box::new(socket),
+            values: ValueStream::new(1 << 30),
+        }
+    }
+
     pub fn send(&mut self, text: impl AsRef<[u8]>) -> &mut Self {
         self.socket.write_all(text.as_ref()).unwrap();
         self

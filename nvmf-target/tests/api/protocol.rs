@@ -1,7 +1,6 @@
 //! What clients send: as it should be, and as it should not.
 
 use std::fs;
-use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -11,7 +10,7 @@ use nvmf_rpc::error::code;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::client::{self, SOCKET, request};
+use super::client::{self, Raw, SOCKET, request};
 use crate::common::host::PATIENCE;
 use crate::process::{NQN, Target};
 
@@ -101,7 +100,12 @@ fn batches_are_answered_together() {
 #[test]
 fn garbage_ends_its_own_connection_and_nothing_else() {
     let target = client::empty();
-    let mut bystander = target.raw();
+    end_with_garbage(|| target.raw());
+}
+
+/// Garbage on connections that `connect` makes, each of which ends, and nothing else does.
+pub fn end_with_garbage(connect: impl Fn() -> Raw) {
+    let mut bystander = connect();
     bystander.send("{\"jsonrpc\": \"2.0\", \"method\": \"spdk_");
     for garbage in [
         "hello",
@@ -114,7 +118,7 @@ fn garbage_ends_its_own_connection_and_nothing_else() {
         "{\"jsonrpc\": \"2.0\" \"id\": 1}",
         &format!("{}{}", "[".repeat(10_000), "]".repeat(10_000)),
     ] {
-        let mut raw = target.raw();
+        let mut raw = connect();
         raw.send(garbage);
         if garbage == "[1,2" {
             // Half a message is waited for; its end is the client's.
@@ -137,7 +141,7 @@ fn garbage_ends_its_own_connection_and_nothing_else() {
             code::INVALID_PARAMS,
         ),
     ] {
-        let answer = target.raw().ask(wrong);
+        let answer = connect().ask(wrong);
         assert_eq!(answer["error"]["code"], expected, "{wrong}");
     }
     assert_eq!(bystander.ask("get_version\", \"id\": 9}")["id"], 9);
@@ -155,9 +159,13 @@ fn memory_kib(pid: u32) -> u64 {
 #[test]
 fn a_hundred_mebibytes_are_refused_without_being_kept() {
     let target = client::empty();
+    flood(&target, target.raw());
+}
+
+/// A request of 100 MiB, which must be refused without growing the target.
+pub fn flood(target: &Target, mut raw: Raw) {
     target.call("spdk_get_version", Value::Null);
     let before = memory_kib(target.pid());
-    let mut raw = target.raw();
     raw.send("{\"jsonrpc\": \"2.0\", \"method\": \"m\", \"params\": {\"a\": \"");
     let mebibyte = vec![b'x'; 1 << 20];
     let mut most = 0;

@@ -205,6 +205,14 @@ impl Target {
         }
     }
 
+    /// A line with this text, which may have been logged before.
+    pub fn wait_log_seen(&mut self, text: &str) -> String {
+        match self.seen.iter().find(|line| line.contains(text)) {
+            Some(line) => line.clone(),
+            None => self.wait_log(text),
+        }
+    }
+
     /// Everything logged so far.
     pub fn log_so_far(&mut self) -> &[String] {
         self.drain_log(Duration::ZERO);

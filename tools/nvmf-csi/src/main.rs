@@ -13,6 +13,7 @@ use nvmf_csi::node::{self, NodeService};
 use nvmf_csi::serve::{self, Services};
 use nvmf_initiator::host::HostFiles;
 use nvmf_initiator::options::ConnectOptions;
+use nvmf_rpc::{Endpoint, TlsArgs};
 use nvmf_volume::{Node, NodeOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -42,9 +43,11 @@ struct Cli {
     #[arg(long, value_parser = segment)]
     topology: Vec<(String, String)>,
 
-    /// Controller: socket of the target's management API.
-    #[arg(long, default_value = nvmf_rpc::DEFAULT_SOCKET)]
-    rpc: PathBuf,
+    /// Controller: the target's management API: its socket, or tls://HOST:PORT.
+    #[arg(long, value_name = "PATH|tls://HOST:PORT", env = "NVMF_RPC", default_value = nvmf_rpc::DEFAULT_SOCKET)]
+    rpc: String,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Controller: pool of volumes whose StorageClass names none; otherwise the target's only one.
     #[arg(long)]
     pool: Option<String>,
@@ -112,7 +115,13 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let endpoint = serve::endpoint(&cli.endpoint)?;
     let topology: BTreeMap<_, _> = cli.topology.iter().cloned().collect();
-    let target = (cli.mode != Mode::Node).then(|| Target::new(cli.rpc.clone()));
+    let target = match cli.mode {
+        Mode::Node => None,
+        Mode::Controller | Mode::All => {
+            let endpoint = Endpoint::written(&cli.rpc, &cli.tls).context("--rpc")?;
+            Some(Target::new(endpoint))
+        }
+    };
     let services = Services {
         identity: IdentityService {
             target: target.clone(),

@@ -16,6 +16,7 @@ use nvmf_docker::pool::Target;
 use nvmf_docker::{http, options};
 use nvmf_initiator::host::HostFiles;
 use nvmf_initiator::options::ConnectOptions;
+use nvmf_rpc::{Endpoint, TlsArgs};
 use nvmf_volume::{FsKind, Node, NodeOptions};
 use rustix::fs::FlockOperation;
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,9 +52,11 @@ struct ServeArgs {
     /// Folder of locks and of the claims on devices; a reboot must empty it, and the CSI driver on this node must use the same.
     #[arg(long, default_value = "/run/nvmf-volume")]
     run_dir: PathBuf,
-    /// Socket of the target's management API.
-    #[arg(long, default_value = nvmf_rpc::DEFAULT_SOCKET)]
-    rpc: PathBuf,
+    /// The target's management API: its socket, or tls://HOST:PORT.
+    #[arg(long, value_name = "PATH|tls://HOST:PORT", env = "NVMF_RPC", default_value = nvmf_rpc::DEFAULT_SOCKET)]
+    rpc: String,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Pool of volumes that name none; otherwise the target's only one.
     #[arg(long)]
     pool: Option<String>,
@@ -149,7 +152,8 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         initiator: args.initiator.clone(),
         run_dir: args.run_dir.clone(),
     });
-    let driver = Arc::new(Driver::new(settings, node, Target::new(&args.rpc))?);
+    let target = Target::new(Endpoint::written(&args.rpc, &args.tls).context("--rpc")?);
+    let driver = Arc::new(Driver::new(settings, node, target)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -7,7 +7,7 @@ use nvmf_rpc::types::{
     AddHost, CreateVolume, DeleteVolume, GetPools, GetSnapshots, GetVolumes, Labels, RemoveHost,
     ResizeVolume, Source, Volume,
 };
-use nvmf_rpc::{BlockingClient, ClientError};
+use nvmf_rpc::{BlockingClient, ClientError, Endpoint};
 use nvmf_volume::{Address, FsKind};
 
 use crate::error::Error;
@@ -39,10 +39,10 @@ pub struct Target {
 }
 
 impl Target {
-    /// The target whose socket is at `path`.
-    pub fn new(path: &std::path::Path) -> Target {
+    /// The target whose management API is there.
+    pub fn new(endpoint: Endpoint) -> Target {
         Target {
-            client: BlockingClient::new(path).with_timeout(CALL_LIMIT),
+            client: BlockingClient::new(endpoint).with_timeout(CALL_LIMIT),
         }
     }
 

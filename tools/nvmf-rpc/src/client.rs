@@ -1,18 +1,21 @@
-//! Clients of the target's socket, async and blocking.
+//! Clients of the target's API, async and blocking.
 //!
 //! Each call has a connection of its own: calls do not wait for each other, a client may be cloned and shared at
 //! will, and a target that was restarted in between is no matter.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::{self, AlertDescription};
 
+use super::endpoint::Endpoint;
 use super::error::RpcError;
 use super::message::{Request, Response};
 use super::stream::{StreamError, ValueStream};
@@ -22,6 +25,8 @@ use super::types::Method;
 const MAX_RESPONSE_BYTES: usize = 256 << 20;
 /// How long a call may take unless [`Client::with_timeout`] says otherwise. Fencing a host waits for its writes.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long connecting may take, TLS included, so that a machine which is off is told from a call that takes long.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const READ_BYTES: usize = 64 << 10;
 /// The one identifier that is used: there is one request on a connection.
 const REQUEST_ID: u64 = 1;
@@ -29,12 +34,12 @@ const REQUEST_ID: u64 = 1;
 /// Why a call has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there, or not for us.
-    #[error("{path}: {source}; is nvmf-target running, is this its --rpc socket, and are you its user or root?", path = path.display())]
+    /// Nobody listens there, or not for us: nothing was done.
+    #[error("{endpoint}: {source}; {}", self.remedy())]
     Connect {
-        /// The socket.
-        path: PathBuf,
-        /// What the kernel said.
+        /// Where.
+        endpoint: Box<Endpoint>,
+        /// What the kernel or TLS said.
         source: io::Error,
     },
     /// The connection failed after the request was sent: whether it was carried out is not known.
@@ -79,6 +84,15 @@ impl ClientError {
         match self {
             ClientError::Refused { error, .. } => Some(error),
             _ => None,
+        }
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self {
+            ClientError::Connect { endpoint, .. } if matches!(**endpoint, Endpoint::Tls { .. }) => {
+                "does nvmf-target serve its API there ([api.tls]), and does each side have a valid certificate of an authority that the other trusts?"
+            }
+            _ => "is nvmf-target running, is this its --rpc socket, and are you its user or root?",
         }
     }
 
@@ -151,13 +165,6 @@ impl Call {
             source,
         }
     }
-
-    fn timeout(&self, after: Duration) -> ClientError {
-        ClientError::Timeout {
-            method: self.method.clone(),
-            after,
-        }
-    }
 }
 
 fn params_of<M: Method>(params: &M) -> Result<Value, ClientError> {
@@ -174,18 +181,61 @@ fn result_of<T: DeserializeOwned>(method: &str, value: Value) -> Result<T, Clien
     })
 }
 
+/// A connection of either kind.
+trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+async fn connect(endpoint: &Endpoint) -> io::Result<Box<dyn Connection>> {
+    match endpoint {
+        Endpoint::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+        Endpoint::Tls {
+            address,
+            name,
+            files,
+        } => {
+            let config = files.config().map_err(io::Error::other)?;
+            let socket = TcpStream::connect(address).await?;
+            socket.set_nodelay(true)?;
+            let connector = TlsConnector::from(Arc::new(config));
+            Ok(Box::new(connector.connect(name.clone(), socket).await?))
+        }
+    }
+}
+
+/// Whether the target turned our certificate down. In TLS 1.3 it says so after the client is done with its part of the handshake, and so
+/// after the request may have been sent; but it looks at nothing of it.
+fn is_turned_down(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(
+        inner,
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::AccessDenied
+                | AlertDescription::BadCertificate
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateRequired
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::DecryptError
+                | AlertDescription::HandshakeFailure
+                | AlertDescription::UnknownCA
+                | AlertDescription::UnsupportedCertificate
+        ))
+    )
+}
+
 /// An async client; needs a tokio runtime with I/O and time.
 #[derive(Clone, Debug)]
 pub struct Client {
-    path: PathBuf,
+    endpoint: Endpoint,
     timeout: Duration,
 }
 
 impl Client {
-    /// A client of the socket at `path`. Nothing is opened yet.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
+    /// A client of the target there. Nothing is opened yet.
+    pub fn new(endpoint: impl Into<Endpoint>) -> Self {
         Client {
-            path: path.into(),
+            endpoint: endpoint.into(),
             timeout: DEFAULT_TIMEOUT,
         }
     }
@@ -193,11 +243,6 @@ impl Client {
     /// The same with another bound on the time that a call may take.
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Client { timeout, ..self }
-    }
-
-    /// The socket.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Calls a method of ours.
@@ -208,29 +253,8 @@ impl Client {
 
     /// Calls any method; `params` is an object, or null for none.
     pub async fn call(&self, method: &str, params: Value) -> Result<Value, ClientError> {
-        let (mut call, request) = Call::new(method, params)?;
-        let exchange = async {
-            let connected = UnixStream::connect(&self.path).await;
-            let mut socket = connected.map_err(|source| ClientError::Connect {
-                path: self.path.clone(),
-                source,
-            })?;
-            let sent = socket.write_all(&request).await;
-            // A target that refused early has left its answer.
-            let failure = sent.err();
-            let mut buffer = vec![0; READ_BYTES];
-            loop {
-                let count = match (socket.read(&mut buffer).await, &failure) {
-                    (Ok(0), Some(error)) => return Err(call.lost(error.kind().into())),
-                    (Ok(count), _) => count,
-                    (Err(error), _) => return Err(call.lost(error)),
-                };
-                if let Some(result) = call.received(&buffer[..count])? {
-                    return Ok(result);
-                }
-            }
-        };
-        match tokio::time::timeout(self.timeout, exchange).await {
+        let (call, request) = Call::new(method, params)?;
+        match timeout(self.timeout, self.exchange(call, &request)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(ClientError::Timeout {
                 method: method.to_owned(),
@@ -238,78 +262,77 @@ impl Client {
             }),
         }
     }
-}
 
-/// A blocking client.
-#[derive(Clone, Debug)]
-pub struct BlockingClient {
-    path: PathBuf,
-    timeout: Duration,
-}
-
-impl BlockingClient {
-    /// A client of the socket at `path`. Nothing is opened yet.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        BlockingClient {
-            path: path.into(),
-            timeout: DEFAULT_TIMEOUT,
-        }
-    }
-
-    /// The same with another bound on the time that a call may take.
-    pub fn with_timeout(self, timeout: Duration) -> Self {
-        BlockingClient { timeout, ..self }
-    }
-
-    /// The socket.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Calls a method of ours.
-    pub fn request<M: Method>(&self, params: &M) -> Result<M::Result, ClientError> {
-        let result = self.call(M::NAME, params_of(params)?)?;
-        result_of(M::NAME, result)
-    }
-
-    /// Calls any method; `params` is an object, or null for none.
-    pub fn call(&self, method: &str, params: Value) -> Result<Value, ClientError> {
-        let (mut call, request) = Call::new(method, params)?;
-        let deadline = Instant::now() + self.timeout;
-        let mut socket =
-            StdUnixStream::connect(&self.path).map_err(|source| ClientError::Connect {
-                path: self.path.clone(),
-                source,
-            })?;
-        let sent = socket
-            .set_write_timeout(Some(self.timeout))
-            .and_then(|()| socket.write_all(&request));
+    async fn exchange(&self, mut call: Call, request: &[u8]) -> Result<Value, ClientError> {
+        let not_connected = |source| ClientError::Connect {
+            endpoint: Box::new(self.endpoint.clone()),
+            source,
+        };
+        let limit = CONNECT_LIMIT.min(self.timeout);
+        let connected = timeout(limit, connect(&self.endpoint)).await;
+        // Nobody there within the limit, or a failure before it.
+        let connected = connected.map_err(|_| ErrorKind::TimedOut.into()).flatten();
+        let mut socket = connected.map_err(not_connected)?;
+        let sent = match socket.write_all(request).await {
+            // What TLS holds back goes out too.
+            Ok(()) => socket.flush().await,
+            failed => failed,
+        };
         // A target that refused early has left its answer.
         let failure = sent.err();
         let mut buffer = vec![0; READ_BYTES];
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(call.timeout(self.timeout));
-            }
-            socket
-                .set_read_timeout(Some(left))
-                .map_err(|error| call.lost(error))?;
-            let count = match (socket.read(&mut buffer), &failure) {
+            let count = match (socket.read(&mut buffer).await, &failure) {
                 (Ok(0), Some(error)) => return Err(call.lost(error.kind().into())),
                 (Ok(count), _) => count,
-                (Err(error), _) => match error.kind() {
-                    // The deadline is looked at above.
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {
-                        continue;
-                    }
-                    _ => return Err(call.lost(error)),
-                },
+                (Err(error), _) if is_turned_down(&error) => return Err(not_connected(error)),
+                (Err(error), _) => return Err(call.lost(error)),
             };
             if let Some(result) = call.received(&buffer[..count])? {
                 return Ok(result);
             }
         }
+    }
+}
+
+/// A blocking client. Not for async code, which it would hold up: that has [`Client`].
+#[derive(Clone, Debug)]
+pub struct BlockingClient(Client);
+
+impl BlockingClient {
+    /// A client of the target there. Nothing is opened yet.
+    pub fn new(endpoint: impl Into<Endpoint>) -> Self {
+        BlockingClient(Client::new(endpoint))
+    }
+
+    /// The same with another bound on the time that a call may take.
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        BlockingClient(self.0.with_timeout(timeout))
+    }
+
+    /// Calls a method of ours.
+    pub fn request<M: Method>(&self, params: &M) -> Result<M::Result, ClientError> {
+        self.run(self.0.request(params))
+    }
+
+    /// Calls any method; `params` is an object, or null for none.
+    pub fn call(&self, method: &str, params: Value) -> Result<Value, ClientError> {
+        self.run(self.0.call(method, params))
+    }
+
+    /// A call is short and rare: a runtime of its own costs it little.
+    fn run<T>(&self, call: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| ClientError::Connect {
+                endpoint: Box::new(self.0.endpoint.clone()),
+                source,
+            })?;
+        let outcome = runtime.block_on(call);
+        // A name that nobody resolves in time is not waited for.
+        runtime.shutdown_background();
+        outcome
     }
 }
 
@@ -319,7 +342,9 @@ mod tests {
     use crate::error::code;
     use crate::types::{DeleteVolume, GetPools};
     use serde_json::json;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
     use std::thread;
 
     /// A server that reads one request and writes `answer` in pieces; returns what it read.

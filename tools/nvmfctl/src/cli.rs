@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use nvmf_rpc::TlsArgs;
 
 use crate::size;
 
@@ -33,9 +34,11 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "nvmfctl", version, after_help = AFTER_HELP, max_term_width = 120)]
 pub struct Cli {
-    /// The target's socket
-    #[arg(long, short, global = true, value_name = "PATH", env = "NVMF_RPC", default_value = nvmf_rpc::DEFAULT_SOCKET)]
-    pub socket: PathBuf,
+    /// Where the target's management API is: a unix socket, or TCP with TLS
+    #[arg(long, short, global = true, value_name = "PATH|tls://HOST:PORT", env = "NVMF_RPC", default_value = nvmf_rpc::DEFAULT_SOCKET)]
+    pub socket: String,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,

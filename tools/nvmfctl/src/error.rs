@@ -1,7 +1,7 @@
 //! What can go wrong, and the exit code of each.
 
-use nvmf_rpc::ClientError;
 use nvmf_rpc::error::code;
+use nvmf_rpc::{ClientError, EndpointError};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +9,9 @@ pub enum Error {
     /// The API.
     #[error(transparent)]
     Api(#[from] ClientError),
+    /// No place where a target could be.
+    #[error("--socket: {0}")]
+    Endpoint(#[from] EndpointError),
     /// What was asked for cannot be asked in this way.
     #[error("{0}")]
     Usage(String),
@@ -22,7 +25,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Output(_) => 1,
-            Error::Usage(_) => 2,
+            Error::Usage(_) | Error::Endpoint(_) => 2,
             Error::Api(ClientError::Connect { .. }) => 3,
             Error::Api(
                 ClientError::Lost { .. }

@@ -13,7 +13,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use nvmf_rpc::BlockingClient;
+use nvmf_rpc::{BlockingClient, Endpoint};
 use serde_json::Value;
 
 use cli::{Cli, Command};
@@ -46,15 +46,17 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), Error> {
-    let client = BlockingClient::new(&cli.socket).with_timeout(cli.timeout);
+    if let Command::Completion { shell } = &cli.command {
+        let mut command = Cli::command();
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut command, "nvmfctl", &mut script);
+        std::io::stdout().write_all(&script)?;
+        return Ok(());
+    }
+    let client = BlockingClient::new(Endpoint::written(&cli.socket, &cli.tls)?);
+    let client = client.with_timeout(cli.timeout);
     let output = match &cli.command {
-        Command::Completion { shell } => {
-            let mut command = Cli::command();
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut command, "nvmfctl", &mut script);
-            std::io::stdout().write_all(&script)?;
-            return Ok(());
-        }
+        Command::Completion { .. } => return Ok(()),
         Command::Top(options) => return top::run(&client, options, cli.json),
         Command::Subsystem(command) => requests::subsystem(&client, command),
         Command::Namespace(command) => requests::namespace(&client, command),

@@ -317,6 +317,29 @@ fn a_target_may_start_empty_to_be_told_later() {
     assert!(config(&["--rpc", "none"]).is_err(), "nobody could tell it");
     assert_eq!(
         config(&["--rpc", "tcp://127.0.0.1:9000"]).unwrap_err(),
-        "--rpc: tcp://127.0.0.1:9000: the management API is not served over TCP: this build has no TLS to know its clients by; write the path of a unix socket"
+        "--rpc: tcp://127.0.0.1:9000: over TCP the management API is served with mutual TLS alone, by [api.tls] in the file or --rpc-tls; write the path of a unix socket"
     );
+}
+
+#[test]
+fn the_api_over_tcp_takes_all_its_flags_or_none() {
+    let files = [
+        "--rpc-cert",
+        "/c",
+        "--rpc-key",
+        "/k",
+        "--rpc-client-ca",
+        "ca",
+    ];
+    let all = [&["--rpc-tls", "127.0.0.1:4421"], &files[..]].concat();
+    let served = config(&[&all[..], &["--rpc-client", "csi"]].concat()).unwrap();
+    assert!(served.subsystems.is_empty(), "to be told later");
+    let tls = served.api.tls.unwrap();
+    assert_eq!(tls.listen, "127.0.0.1:4421".parse().unwrap());
+    assert!(tls.client_ca.is_absolute());
+    assert_eq!(tls.clients, ["csi".parse().unwrap()]);
+    assert!(usage_error(&files).contains("--rpc-tls"));
+    assert!(usage_error(&all[..4]).contains("--rpc-key"));
+    let unnamed = [&all[..], &["--rpc-read-only-client", "10.0.0.1"]].concat();
+    assert!(usage_error(&unnamed).contains("names no client"));
 }

@@ -1,6 +1,7 @@
 //! Tests of the configuration file: what is read, and what is refused with which words.
 
 use super::*;
+use crate::config::{ApiOptions, Chosen};
 use crate::model::HostAccess;
 
 fn parse_text(text: &str) -> Result<Config, Problems> {
@@ -509,13 +510,6 @@ fn every_problem_is_reported_at_once() {
 
 #[test]
 fn the_api_is_where_the_file_says() {
-    let tls = messages("[api]\nsocket = \"tcp://10.0.0.1:9000\"\n[api.tls]\ncert = \"/c\"\n");
-    assert_eq!(tls.len(), 2, "{tls:?}");
-    assert!(
-        tls.iter()
-            .all(|message| message.contains("not served over TCP")),
-        "{tls:?}"
-    );
     let api = parse(Path::new("t.toml"), "").unwrap().api;
     assert_eq!(api, ApiOptions::default());
     let text = "[api]\nsocket = \"/run/a.sock\"\nstate-dir = \"none\"\n";
@@ -528,4 +522,53 @@ fn the_api_is_where_the_file_says() {
             "t.toml:2: socket: a.sock depends on where the target is started; write an absolute path, or \"none\""
         ]
     );
+}
+
+#[test]
+fn the_api_over_tcp_is_all_there_or_refused() {
+    let good = "[api.tls]\nlisten = \"10.0.0.1:4421\"\ncertificate = \"/c\"\nkey = \"/k\"\nclient-ca = \"/ca\"\n";
+    let tls = parse(Path::new("t.toml"), good).unwrap().api.tls.unwrap();
+    assert_eq!(tls.listen, "10.0.0.1:4421".parse().unwrap());
+    assert_eq!(tls.certificate, Path::new("/c"));
+    assert_eq!(tls.key, Path::new("/k"));
+    assert_eq!(tls.client_ca, Path::new("/ca"));
+    assert!(tls.clients.is_empty() && tls.read_only_clients.is_empty());
+    let named = format!("{good}clients = [\"csi\"]\nread-only-clients = [\"monitor\"]\n");
+    let tls = parse(Path::new("t.toml"), &named).unwrap().api.tls.unwrap();
+    assert_eq!(tls.clients, ["csi".parse().unwrap()]);
+    assert_eq!(tls.read_only_clients, ["monitor".parse().unwrap()]);
+    for (text, expected) in [
+        (
+            "[api]\nsocket = \"tcp://10.0.0.1:9000\"\n",
+            "mutual TLS alone",
+        ),
+        (&good.replace("key = \"/k\"\n", ""), "missing field `key`"),
+        (
+            &good.replace("client-ca = \"/ca\"\n", ""),
+            "missing field `client-ca`",
+        ),
+        (
+            &good.replace("10.0.0.1:4421", "10.0.0.1"),
+            "invalid socket address",
+        ),
+        (
+            &good.replace("/k", "k"),
+            "t.toml:4: key: k depends on where",
+        ),
+        (
+            &format!("{good}clients = [\"10.0.0.1\"]\n"),
+            "names no client",
+        ),
+        (
+            &format!("{good}clients = [\"sha256:12\"]\n"),
+            "64 hexadecimal digits",
+        ),
+        (&format!("{good}ciphers = []\n"), "unknown field `ciphers`"),
+    ] {
+        let found = messages(text);
+        assert!(
+            found.len() == 1 && found[0].contains(expected),
+            "{text}: {found:?}"
+        );
+    }
 }

@@ -1,11 +1,10 @@
 //! The target's management API, as far as it is needed here.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use nvmf_rpc::error::code;
 use nvmf_rpc::types::{GetPools, GetSnapshots, GetVolumes, Method, Pool, Snapshot, Volume};
-use nvmf_rpc::{Client, ClientError};
+use nvmf_rpc::{Client, ClientError, Endpoint};
 use tonic::Status;
 
 use crate::Result;
@@ -31,10 +30,10 @@ pub struct Target {
 }
 
 impl Target {
-    /// The target whose socket is at `path`.
-    pub fn new(path: PathBuf) -> Target {
+    /// The target whose management API is there.
+    pub fn new(endpoint: Endpoint) -> Target {
         Target {
-            client: Client::new(path).with_timeout(CALL_LIMIT),
+            client: Client::new(endpoint).with_timeout(CALL_LIMIT),
         }
     }
 
