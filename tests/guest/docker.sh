@@ -437,11 +437,12 @@ check 'Remove' removed
 # --- dockerd ------------------------------------------------------------------------------------------------------------
 
 D() { timeout $((100 * NVMF_SOAK)) /usr/bin/docker -H "unix://$DOCKER/sock" "$@"; }
+# start_dockerd [OPTIONS]
 start_dockerd() {
   # Of a dockerd that was killed, and of the containerd that dies with it; it would wait for what it takes for processes.
   rm -f "$DOCKER/pid" "$DOCKER/exec/containerd/containerd.pid"
   start dockerd /usr/sbin/dockerd --data-root "$DOCKER/data" --exec-root "$DOCKER/exec" --pidfile "$DOCKER/pid" -H "unix://$DOCKER/sock" \
-    --iptables=false --ip6tables=false --bridge=none
+    --iptables=false --ip6tables=false --bridge=none "$@"
 }
 image() {
   local root=$SUITE_TMP/image
@@ -469,6 +470,13 @@ persists() {
   no_mounts
 }
 check 'what one container wrote the next one reads' persists
+# dockerd asks for it by Get and sends no Create, whatever the options say.
+exists() {
+  volume_create v1
+  expect 'the data' kept "$(run --rm -v v1:/data box cat /data/file)"
+  no_mounts
+}
+check 'docker volume create of what exists leaves it as it is' exists
 inspect() {
   D volume inspect v1 | tee "$SUITE_TMP/inspect"
   jq -e '.[0] | .Driver == "nvmf" and .Status.pool == "containers" and .Status.size_bytes == 419430400 and .Status.fs == "ext4"' "$SUITE_TMP/inspect"
@@ -617,6 +625,33 @@ dockerd_dies_unused() {
   D rm -f one
 }
 check 'dockerd is killed, and its container not started again' dockerd_dies_unused
+# With live-restore the container outlives its dockerd, and with it the use of the volume, of which the next dockerd says nothing.
+outlives() {
+  local before
+  stop dockerd
+  start_dockerd --live-restore
+  wait_until 40 D info
+  serve_loop one v3
+  wait_until 20 wrote_on v3 5
+  stop dockerd KILL
+  before=$(lines v3)
+  wait_until 20 wrote_on v3 $((before + 5))
+  start_dockerd --live-restore
+  wait_until 40 D info
+  # Longer than the plugin takes to tidy up; and another use of the volume comes and goes.
+  before=$(lines v3)
+  wait_until 20 wrote_on v3 $((before + 40))
+  D cp one:/data/log "$SUITE_TMP/log"
+  is_mounted v3
+  before=$(lines v3)
+  wait_until 20 wrote_on v3 $((before + 5))
+  touch "$(at v3)/stop"
+  expect 'its exit code' 0 "$(D wait one)"
+  complete v3
+  D rm one
+  wait_until 30 no_mounts
+}
+check 'with live-restore a container writes on while dockerd is killed and started again' outlives
 # Docker 20.10 prunes the volumes of its own driver only; those of later versions are for the plugin to bear.
 prune() {
   run -d --name one -v v2:/data box sleep 1000
@@ -644,15 +679,21 @@ all() {
 }
 start_one() { run -d --name "c$1" -v "m$1:/data" box sleep 1000; }
 write_one() { D exec "c$1" sh -c "echo $1 >/data/x"; }
-files() { find "/proc/$(pid plugin)/fd" -type l | wc -l; }
-no_more_files() { [ "$(files)" -le "$1" ]; }
+# counted: descriptors of the plugin and the target, loop devices on FUSE files of this daemon, mounts.
+counted() {
+  local name
+  for name in plugin target; do printf '%s %s\n' $name "$(find "/proc/$(pid $name)/fd" -type l | wc -l)"; done
+  printf 'devices %s\n' "$(for name in $(ls "$RUN/by-id" 2>/dev/null) $(cat "$SUITE_TMP/names" 2>/dev/null); do loop_of "$name"; done | sort -u | wc -l)"
+  printf 'mounts %s\n' "$(grep -c -e " $SUITE_TMP/" -e ' - fuse.nvmf ' /proc/self/mountinfo)"
+}
+no_more() { paste "$1" <(counted) | awk '$4 > $2 { print; more = 1 } END { exit more }'; }
+memory_kib() { awk '$1 == "RssAnon:" { print $2 }' "/proc/$(pid "$1")/status"; }
 many() {
-  local before
-  before=$(files)
   all volume_create m%
   expect 'volumes' $COUNT "$(rpc pool_get_volumes '{}' | jq 'map(select(.name | startswith("m"))) | length')"
   all start_one %
   expect 'attached' $COUNT "$(ours list --json | jq '.controllers | length')"
+  ls "$RUN/by-id" >"$SUITE_TMP/names"
   all write_one %
   all D rm -f c%
   no_mounts
@@ -660,9 +701,17 @@ many() {
   all D volume rm m%
   expect 'what the pool has' f1 "$(rpc pool_get_volumes '{}' | jq -r '.[].name')"
   no_mounts
-  wait_until 20 no_more_files "$before"
+  wait_until 20 no_more "$SUITE_TMP/before"
+  printf 'plugin %s KiB, target %s KiB\n' "$(memory_kib plugin)" "$(memory_kib target)" | tee "$SUITE_OUT/memory"
 }
+counted >"$SUITE_TMP/before"
 CHECK_TIMEOUT_S=$((200 * NVMF_SOAK)) check "$COUNT volumes at once" many
+PLUGIN_KIB=$(memory_kib plugin)
+if [ "$COUNT" = 20 ]; then
+  CHECK_TIMEOUT_S=200 check "$COUNT volumes at once, again" many
+  no_more_memory() { [ "$(memory_kib plugin)" -le $((PLUGIN_KIB + 4096)) ]; }
+  check 'the plugin takes no more memory than after the first time' no_more_memory
+fi
 leaves() {
   stop dockerd
   stop plugin
