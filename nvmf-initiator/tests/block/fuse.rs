@@ -38,6 +38,47 @@ fn it_grows_and_shrinks_while_open() {
 }
 
 #[test]
+fn it_is_resized_while_it_is_written() {
+    use std::os::unix::fs::OpenOptionsExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    if !available(BlockForm::Fuse) {
+        return;
+    }
+    let mut served = Served::start(BlockForm::Fuse, &["--size", "67108864"]);
+    let path = served.path.clone();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let (path, done) = (&path, &done);
+            scope.spawn(move || {
+                // Each write reaches the file at once.
+                let flags = rustix::fs::OFlags::DSYNC.bits() as i32;
+                let disk = OpenOptions::new()
+                    .write(true)
+                    .custom_flags(flags)
+                    .open(path)
+                    .unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    disk.write_all_at(&[7; 4096], writer * MIB).unwrap();
+                }
+            });
+        }
+        let sizes: Vec<_> = (65..105)
+            .map(|size| {
+                let answer = served.command(&format!("resize {}", size * MIB));
+                (answer, size_bytes(&path) / MIB)
+            })
+            .collect();
+        // Before anything is asserted, or the writers would go on for ever.
+        done.store(true, Ordering::Relaxed);
+        for (size, (answer, got)) in (65..105).zip(sizes) {
+            assert_eq!((answer.as_str(), got), ("ok", size));
+        }
+    });
+    served.detach();
+}
+
+#[test]
 fn without_a_keeper_the_device_dies_with_its_server() {
     if !available(BlockForm::Fuse) {
         return;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nvmf_io::sys::{fuse, loopdev};
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, ftruncate, openat, statx};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use zerocopy::IntoBytes;
 
@@ -137,10 +137,15 @@ impl DeviceForm for FuseDevice {
         let (Some(file), Some(device)) = (&self.file, &self.loop_device) else {
             return Ok(());
         };
-        // Older kernels take the size from the inode without asking; so ask first.
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
-        statx(file, c"", flags, StatxFlags::SIZE)
-            .map_err(|e| self.geometry.step("refresh the size of its file")(e.into()))?;
+        // The kernel takes the size that it knows of the file, and what it learns by asking it forgets again when a write has
+        // ended meanwhile. What it sets it believes. A file that is only read cannot be set, and has no writes.
+        let told = if self.geometry.read_only {
+            let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+            statx(file, c"", flags, StatxFlags::SIZE).map(drop)
+        } else {
+            ftruncate(file, size_bytes)
+        };
+        told.map_err(|e| self.geometry.step("tell the kernel the size of its file")(e.into()))?;
         device
             .update_capacity()
             .map_err(self.geometry.step("resize the loop device"))

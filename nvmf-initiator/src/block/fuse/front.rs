@@ -20,7 +20,9 @@ use nvmf_io::{Buf, Completion, Errno, FileId, TxBatch};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::MAX_TRANSFER_BYTES;
-use super::wire::{self, FallocateMode, InHeader, InitFlags, OpenFlags, OutHeader, opcode};
+use super::wire::{
+    self, FallocateMode, InHeader, InitFlags, OpenFlags, OutHeader, SetattrValid, opcode,
+};
 use crate::block::commands::{Commands, Finished, Operation};
 use crate::block::spec::Geometry;
 use crate::block::{BlockDone, BlockLimits, BlockOp, FrontEnd, FrontEndIo, TokenSpace};
@@ -227,14 +229,19 @@ impl FuseFrontEnd {
                 };
                 self.channel.reply(unique, entry.as_bytes(), io);
             }
-            opcode::GETATTR => {
-                let node = message.header.nodeid;
-                let attributes = wire::AttrOut {
-                    attr_valid: VALID_SECONDS,
-                    attr: self.attributes(node),
-                    ..Default::default()
-                };
-                self.channel.reply(unique, attributes.as_bytes(), io);
+            opcode::GETATTR => self.reply_attributes(&message.header, io),
+            // Of a resize: it tells the kernel what is true already.
+            opcode::SETATTR => {
+                let request: wire::SetattrIn = message.body()?;
+                let valid = SetattrValid::from_bits_retain(request.valid);
+                if !valid.contains(SetattrValid::SIZE) {
+                    return Err(Errno::NOSYS);
+                }
+                if message.header.nodeid != FILE_NODE || request.size != self.geometry.size_bytes()
+                {
+                    return Err(Errno::INVAL);
+                }
+                self.reply_attributes(&message.header, io);
             }
             opcode::OPEN => {
                 let flags =
@@ -387,6 +394,16 @@ impl FuseFrontEnd {
                 io,
             );
         }
+    }
+
+    fn reply_attributes(&mut self, request: &InHeader, io: &mut FrontEndIo<'_>) {
+        let attributes = wire::AttrOut {
+            attr_valid: VALID_SECONDS,
+            attr: self.attributes(request.nodeid),
+            ..Default::default()
+        };
+        self.channel
+            .reply(request.unique, attributes.as_bytes(), io);
     }
 
     fn attributes(&self, node: u64) -> wire::Attr {

@@ -21,6 +21,7 @@ pub(super) mod opcode {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
     pub const GETATTR: u32 = 3;
+    pub const SETATTR: u32 = 4;
     pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
     pub const WRITE: u32 = 16;
@@ -47,6 +48,12 @@ bitflags::bitflags! {
         const MAX_PAGES = 1 << 22;
         const INIT_EXT = 1 << 30;
         const HAS_RESEND = 1 << 39;
+    }
+
+    /// What a SETATTR sets.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) struct SetattrValid: u32 {
+        const SIZE = 1 << 3;
     }
 
     /// Flags of an open file.
@@ -102,6 +109,10 @@ wire_struct!(EntryOut, 128 {
     attr: Attr,
 });
 wire_struct!(AttrOut, 104 { attr_valid: u64, attr_valid_nsec: u32, dummy: u32, attr: Attr });
+wire_struct!(
+    /// Beginning of the body of SETATTR: as far as the size, the only attribute that is ever set.
+    SetattrIn, 24 { valid: u32, padding: u32, fh: u64, size: u64 }
+);
 wire_struct!(OpenOut, 16 { fh: u64, open_flags: u32, backing_id: i32 });
 wire_struct!(
     /// Body of READ and of WRITE, which have the same layout.
