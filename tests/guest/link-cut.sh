@@ -1,6 +1,6 @@
 #!/bin/bash
-# link-cut.sh: two machines, Linux's host on one and nvmf-target on the other; the cable between them is cut under fio verify, and mended:
-# no error reaches fio, nothing is lost, and nothing stays behind. Over RDMA and over TCP.
+# link-cut.sh: two machines, Linux's host on one and nvmf-target on the other; the cable between them is cut under fio verify, and mended; the target's
+# port goes down, its RDMA device is removed, and they come back: no error reaches fio, nothing is lost, nothing stays behind. Over RDMA and TCP.
 # guest: host
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
@@ -9,22 +9,43 @@
 private_network
 suite link-cut
 
-NQN=nqn.2024-01.org.example:storage STORAGE=10.98.0.1 COMPUTE=10.98.0.2
-MACHINE_VARIABLES=(NQN STORAGE)
+NQN=nqn.2024-01.org.example:storage OTHER=nqn.2024-01.org.example:other STORAGE=10.98.0.1 COMPUTE=10.98.0.2
+MACHINE_VARIABLES=(NQN OTHER STORAGE)
 machine storage $STORAGE/24 --uml --timeout 280
 machine compute $COMPUTE/24 --uml --timeout 280
 on_failure "$SUITE_OUT"/{storage/target.log,storage/console.log,compute/console.log}
 
 boots() { on storage true && on compute true; }
 check 'two machines boot' boots
-device() { rdma link add rxe0 type rxe netdev net0; }
-devices() { on storage device && on compute device; }
+card() {
+  ip link add br0 type bridge
+  ip address flush dev net0
+  ip link set net0 master br0
+  ip link set br0 up
+  ip address add $STORAGE/24 dev br0
+}
+device() { rdma link add rxe0 type rxe netdev "$1"; }
+devices() {
+  on storage card
+  on storage device br0
+  on compute device net0
+}
 check 'an RDMA device in each' devices
 
 serve() {
-  truncate -s 64M /dev/shm/store
-  start target nvmf-target --file /dev/shm/store --nqn $NQN --allow-any-host --listen rdma://$STORAGE --listen tcp://$STORAGE \
-    --ready-file /run/ready
+  truncate -s 64M /dev/shm/{store,other}
+  cat >/run/target.toml <<TOML
+listen = ["rdma://$STORAGE:4420", "tcp://$STORAGE:4420"]
+[[subsystem]]
+nqn = "$NQN"
+allow-any-host = true
+namespace = [{ nsid = 1, kind = "file", path = "/dev/shm/store" }]
+[[subsystem]]
+nqn = "$OTHER"
+allow-any-host = true
+namespace = [{ nsid = 1, kind = "file", path = "/dev/shm/other" }]
+TOML
+  start target nvmf-target --config /run/target.toml --ready-file /run/ready
   wait_until 20 test -s /run/ready
 }
 check 'the target is ready' on storage serve
@@ -34,22 +55,26 @@ check 'the other machine finds it over TCP' on compute found tcp
 
 # Two seconds without an answer to Keep Alive, and the host gives up. The next attempt comes late enough for the cable to be whole by
 # then: one that begins before waits for as long as RDMA's connection manager repeats its request, half a minute.
+# attach TRANSPORT [NQN]
 attach() {
-  nvme connect -t "$1" -a $STORAGE -s 4420 -n $NQN --keep-alive-tmo=2 --reconnect-delay=6 --ctrl-loss-tmo=600
-  wait_until 20 ns_dev $NQN 1
+  nvme connect -t "$1" -a $STORAGE -s 4420 -n "${2:-$NQN}" --keep-alive-tmo=2 --reconnect-delay=6 --ctrl-loss-tmo=600
+  wait_until 20 ns_dev "${2:-$NQN}" 1
 }
-state() { cat "/sys/class/nvme/$(basename "$(ctrl_dev $NQN)")/state"; }
-live() { [ "$(state)" = live ]; }
-not_live() { ! live; }
-detached() { ! ctrl_dev $NQN; }
+# Of the disk of NQN, or of another subsystem:
+state() { cat "/sys/class/nvme/$(basename "$(ctrl_dev "${1:-$NQN}")")/state"; }
+live() { [ "$(state "$@")" = live ]; }
+not_live() { ! live "$@"; }
+detached() { ! ctrl_dev "${1:-$NQN}"; }
 detach() {
-  nvme disconnect -n $NQN
-  wait_until 20 detached
+  nvme disconnect -n "${1:-$NQN}"
+  wait_until 20 detached "${1:-$NQN}"
 }
 # What the disk has completed: reads and writes.
-completed() { awk '{ print $1 + $5 }' "/sys/block/$(basename "$(ns_dev $NQN 1)")/stat"; }
-busy() { [ "$(completed)" -gt $(($1 + 200)) ]; }
-load() { fio_verify "$(ns_dev $NQN 1)" --size=16M --rate_iops=2000 --loops=2; }
+completed() { awk '{ print $1 + $5 }' "/sys/block/$(basename "$(ns_dev "${1:-$NQN}" 1)")/stat"; }
+# busy BEFORE [NQN]: it has completed 200 more.
+busy() { [ "$(completed "${2:-$NQN}")" -gt $(($1 + 200)) ]; }
+# load [NQN]
+load() { fio_verify "$(ns_dev "${1:-$NQN}" 1)" --size=16M --rate_iops=2000 --loops=2; }
 associations_ended() { grep -c 'association ends' /out/target.log || true; }
 ended_beyond() { [ "$(associations_ended)" -gt "$1" ]; }
 
@@ -82,5 +107,62 @@ cut_and_mend() {
 }
 CHECK_TIMEOUT_S=120 check 'the cable cut and mended under fio verify over RDMA' cut_and_mend rdma
 CHECK_TIMEOUT_S=120 check 'the cable cut and mended under fio verify over TCP' cut_and_mend tcp
+
+# The device goes away from under the target, while one host uses it and another TCP; and comes back.
+no_device() { ! rdma link show rxe0/1; }
+says() { grep -q -- "$1" /out/target.log; }
+device_removed() {
+  local rdma tcp during
+  on compute attach rdma
+  on compute attach tcp $OTHER
+  on compute load &
+  rdma=$!
+  on compute load $OTHER &
+  tcp=$!
+  on compute wait_until 30 busy 0
+  on compute wait_until 30 busy 0 $OTHER
+  on storage rdma link delete rxe0
+  on storage wait_until 20 no_device
+  on storage wait_until 20 says "rdma://$STORAGE:4420.*removed"
+  on compute wait_until 40 not_live
+  during=$(on compute completed $OTHER)
+  on compute wait_until 20 busy "$during" $OTHER
+  kill -0 $rdma
+  on storage device br0
+  on storage wait_until 20 says "listening on rdma://$STORAGE:4420 again"
+  on compute wait_until 90 live
+  wait $rdma
+  wait $tcp
+  on compute live $OTHER
+  on compute detach
+  on compute detach $OTHER
+}
+CHECK_TIMEOUT_S=120 check 'the RDMA device removed under I/O, and brought back; TCP goes on' device_removed
+
+# A port that loses its carrier; the target's machine has a bridge over its card, so that one can go down and the other has no carrier then.
+# (Soft RoCE on an interface that is down itself loses its connection manager with what that sends meanwhile.)
+port_state() { rdma link show rxe0/1 | grep -q "state $1 "; }
+port_down() {
+  local fio ended
+  on compute attach rdma
+  ended=$(on storage associations_ended)
+  on compute load &
+  fio=$!
+  on compute wait_until 30 busy 0
+  on storage ip link set net0 down
+  on storage wait_until 10 port_state DOWN
+  on compute wait_until 40 not_live
+  on storage wait_until 20 ended_beyond "$ended"
+  kill -0 $fio
+  on storage ip link set net0 up
+  on storage ethtool -K net0 tso off gso off gro off # as tools/guest/init.sh does
+  on storage wait_until 10 port_state ACTIVE
+  on compute wait_until 90 live
+  wait $fio
+  on compute detach
+}
+CHECK_TIMEOUT_S=120 check 'the port of the target down and up under fio verify' port_down
+left() { rdma resource show | tee /dev/stderr | grep -q ' qp 1 '; } # the device's own
+check 'no queue pair is left behind' on storage wait_until 20 left
 
 check 'no kernel reported a bug' machines_are_well

@@ -25,8 +25,8 @@ tcp_only() {
 check 'without rdma-core, the same program serves TCP' tcp_only
 refuse 'an address without an RDMA device is refused' 'rdma link show' nvmf-target --null 1G --allow-any-host --listen "rdma://$HERE"
 
-SIZE=32M LOAD=16M QUEUES=1 ROUNDS=20
-[ "$GUEST_KIND" = uml ] || SIZE=2M LOAD=8M QUEUES=2 ROUNDS=3 # emulation is slow, but has two processors
+SIZE=32M LOAD=16M QUEUES=1 ROUNDS=20 DEATHS=50
+[ "$GUEST_KIND" = uml ] || SIZE=2M LOAD=8M QUEUES=2 ROUNDS=3 DEATHS=3 # emulation is slow, but has two processors
 
 device() {
   [ -e /sys/class/net/dummy0 ] || ip link add dummy0 type dummy
@@ -78,7 +78,16 @@ lists() {
 }
 check 'discover over RDMA' lists
 check 'private data wrong in each field is rejected with its code' rdma-peer refused $HERE:4420
-check 'a silent connection is ended' rdma-peer silent $HERE:4420
+check 'a connection without Connect is ended' rdma-peer silent $HERE:4420
+given_up() { [ "$(grep -c 'closed: no Connect within' "$SUITE_OUT/target.log")" = 2 ]; }
+half() {
+  start half rdma-peer half $HERE:4420
+  wait_until 20 given_up
+  stop half KILL
+}
+check 'a connection that is never established is ended' half
+check 'a controller without a sign of life is ended' rdma-peer mute $HERE:4420 $NQN
+check 'capsules wrong in each field are refused with the status for it' rdma-peer capsules $HERE:4420 $NQN 2
 
 attach() {
   nvme connect "${AT[@]}" -n $NQN "$@"
@@ -167,6 +176,41 @@ not_live() { ! live; }
 check 'kill -9 and restart under fio verify' under_fio 1 kills
 check 'disconnect' detach
 
+# work: the work requests and completions of I/O queues so far, as counters of the target: lines of NAME=NUMBER.
+work() {
+  nvmfctl rpc nvmf_get_stats | jq -r '[.poll_groups[] | select(.name != "control") | .transports[] | select(.trtype == "RDMA").devices[]]
+    | map(to_entries[] | select(.value | type == "number")) | group_by(.key)[] | "\(.[0].key)=\(map(.value) | add)"'
+}
+# per_io COMMANDS FIO-ARGS: runs fio for so many commands, and prints what each took.
+per_io() {
+  local commands=$1 before
+  before=$(work)
+  shift
+  fio --name=count --filename="$(ns_dev $NQN 1)" --direct=1 --ioengine=io_uring --iodepth=16 --number_ios="$commands" --size=200M "$@" >/dev/null
+  paste -d= <(echo "$before") <(work) | awk -F= -v n="$commands" '{ printf "%s %.2f\n", $1, ($4 - $2) / n }'
+}
+# takes SENDS READS WRITES COMMANDS FIO-ARGS: so many work requests a command, no registration, and at most a completion for each.
+takes() {
+  local cost
+  cost=$(per_io "${@:4}")
+  echo "$cost"
+  grep -qx "send_wrs $1" <<<"$cost"
+  grep -qx "read_wrs $2" <<<"$cost"
+  grep -qx "write_wrs $3" <<<"$cost"
+  grep -qx 'total_recv_wrs 1.00' <<<"$cost"
+  grep -qx 'registrations 0.00' <<<"$cost"
+  awk -v reads="$2" '$1 == "signalled_wrs" { s = $2 } $1 == "send_doorbell_updates" { d = $2 } END { exit !(s <= d + reads && d <= 2) }' <<<"$cost"
+}
+counted() {
+  attach -i 1
+  per_io 2000 --rw=randread --bs=64k >/dev/null # from here on everything is registered
+}
+check 'connect, to count what commands take' counted
+check 'a read takes a WRITE and a SEND' takes 1.00 0.00 1.00 2000 --rw=randread --bs=4k
+check 'a write of 4 KiB takes a SEND' takes 1.00 0.00 0.00 2000 --rw=randwrite --bs=4k
+check 'a write of 64 KiB takes a READ and a SEND' takes 1.00 1.00 0.00 2000 --rw=randwrite --bs=64k
+check 'disconnect after counting' detach
+
 # Each reader ends with an error as soon as its device goes away, and never before.
 reader() { while dd if="$1" of=/dev/null bs=4k iflag=direct 2>/dev/null; do :; done; }
 disconnect_under_io() {
@@ -239,6 +283,27 @@ rounds() {
 }
 no_queue() { resources | tee /dev/stderr | grep -q ' qp 1 '; } # the device's own
 check 'connections leave nothing behind' rounds
+
+# A host is killed while its data are under way: what was outstanding then comes back undone, which the target counts.
+buffers() { nvmfctl rpc nvmf_get_stats | jq '[.poll_groups[].buffers_in_use] | add'; }
+undone() { work | sed -n 's/^failed_wrs=//p'; }
+dies() {
+  local before
+  before=$(undone)
+  rdma-peer dying $HERE:4420 $NQN 2 && return 1
+  wait_until 20 no_queue
+  [ "$(undone)" -gt "$before" ]
+}
+deaths() {
+  local n before held
+  for n in 1 2 3; do dies; done
+  before=$(resources) held=$(buffers)
+  for ((n = 0; n < DEATHS * NVMF_SOAK; n++)); do dies; done
+  wait_until 20 as_before "$before"
+  expect 'buffers in use' "$held" "$(buffers)"
+  echo "$(undone) work requests came back undone; buffers in use: $held"
+}
+CHECK_TIMEOUT_S=$((120 * NVMF_SOAK)) check 'hosts killed in the middle of transfers leave nothing behind' deaths
 terminates() {
   stop target
   wait_until 10 clean

@@ -407,6 +407,11 @@ impl CmId {
         from_storage(unsafe { &(*self.as_ptr()).route.addr.dst })
     }
 
+    /// Whether it is on a device: one that listens on a wildcard address is on none.
+    pub fn has_device(&self) -> bool {
+        self.verbs().is_some()
+    }
+
     pub(super) fn library(&self) -> &'static Library {
         self.channel.library
     }

@@ -2,9 +2,17 @@
 
 use std::ffi::{CStr, c_int};
 use std::fmt;
-use std::mem::MaybeUninit;
+use std::fs::OpenOptions;
+use std::io;
+use std::mem::{ManuallyDrop, MaybeUninit};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{fstat, major, minor};
+use rustix::io::{DupFlags, dup3};
 
 use super::abi::*;
 use super::cm::CmId;
@@ -40,6 +48,9 @@ pub struct ProtectionDomain {
     devices: NonNull<*mut IbvContext>,
     name: String,
     limits: DeviceLimits,
+    /// Where the kernel lists the device's node, if it did when the domain was made.
+    node: Option<PathBuf>,
+    retired: AtomicBool,
 }
 
 // SAFETY: the library's functions on devices and domains may be called from any thread; nothing here changes after construction.
@@ -87,6 +98,8 @@ impl ProtectionDomain {
                 devices,
                 name,
                 limits,
+                node: node_of(context),
+                retired: AtomicBool::new(false),
             })),
             Err(error) => {
                 drop_devices();
@@ -103,6 +116,24 @@ impl ProtectionDomain {
     /// The device's name.
     pub fn device_name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether the kernel still has the device's node, which is the first thing that goes when a device is removed.
+    ///
+    /// Most drivers tell of that with [`CmEventKind::DeviceRemoved`](super::CmEventKind::DeviceRemoved) too. One that cannot take a device away
+    /// from processes (soft RoCE's) tells nobody, and the removal waits until every process has let go of the device.
+    pub fn is_there(&self) -> bool {
+        self.node.as_ref().is_none_or(|node| node.exists())
+    }
+
+    /// Notes that the device is gone, so that whoever keeps registrations on it for later gives them up.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`ProtectionDomain::retire`] was called.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
     }
 
     /// The device's limits.
@@ -138,9 +169,42 @@ impl Drop for ProtectionDomain {
             tracing::error!(device = self.name, %error, "a protection domain is left behind, and with it the device stays open");
             return;
         }
+        if !self.is_there()
+            && let Err(error) = close_files(self.context)
+        {
+            tracing::error!(device = self.name, %error, "an RDMA device that is being removed cannot be closed, and its removal waits for this process");
+        }
         // SAFETY: the list came from the library and is given back once.
         unsafe { (self.library.rdma_free_devices)(self.devices.as_ptr()) };
     }
+}
+
+/// Where sysfs lists the character device of an open context.
+fn node_of(context: NonNull<IbvContext>) -> Option<PathBuf> {
+    // SAFETY: the context is open, and so is its descriptor for the length of this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(context.as_ref().cmd_fd) };
+    let device = fstat(fd).ok()?.st_rdev;
+    let node = format!("/sys/dev/char/{}:{}", major(device), minor(device));
+    Some(PathBuf::from(node)).filter(|node| node.exists())
+}
+
+/// Puts /dev/null in the place of a context's descriptors, so that the kernel's files behind them are closed.
+///
+/// librdmacm keeps a device open that nobody uses, until it sees another one. A driver that cannot take a device away from a process
+/// waits for that for ever. The library still has its context, and closes it some time; calls on it fail from here on.
+fn close_files(context: NonNull<IbvContext>) -> io::Result<()> {
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    // SAFETY: the context is open: the caller still has the list of devices.
+    let context = unsafe { context.as_ref() };
+    for fd in [context.cmd_fd, context.async_fd] {
+        // SAFETY: the library owns the descriptor, which stays open, and stays its own: it is not closed here.
+        let mut fd = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) });
+        dup3(&null, &mut fd, DupFlags::CLOEXEC)?;
+    }
+    Ok(())
 }
 
 impl fmt::Debug for ProtectionDomain {

@@ -29,5 +29,6 @@ pub use domain::{DeviceLimits, ProtectionDomain};
 pub use library::{VerbsError, available};
 pub use memory::{MemoryWindow, Registrar, RemoteAccess, Segment};
 pub use queue_pair::{
-    Done, HEADER_BYTES, IdleQueuePair, NoRoom, QueuePair, QueueSizes, Remote, SendWork, WorkStatus,
+    Done, HEADER_BYTES, IdleQueuePair, NoRoom, QueuePair, QueueSizes, Remote, SendWork, WorkCounts,
+    WorkStatus,
 };

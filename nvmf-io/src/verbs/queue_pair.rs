@@ -149,6 +149,49 @@ pub enum Done {
     },
 }
 
+/// What a queue pair did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkCounts {
+    /// Receives that were posted, each with a call of its own.
+    pub receives: u64,
+    /// SENDs.
+    pub sends: u64,
+    /// READs.
+    pub reads: u64,
+    /// WRITEs.
+    pub writes: u64,
+    /// Other work requests: probes, bindings and invalidations.
+    pub others: u64,
+    /// Calls that posted all of these but receives.
+    pub posts: u64,
+    /// Work requests but receives that ask for a completion.
+    pub signalled: u64,
+    /// Those, signalled or not, that failed or came back undone.
+    pub failed: u64,
+    /// Completions, of receives too.
+    pub completions: u64,
+    /// Looks at the completion queue.
+    pub polls: u64,
+    /// Those that found nothing.
+    pub idle_polls: u64,
+}
+
+impl std::ops::AddAssign for WorkCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.receives += other.receives;
+        self.sends += other.sends;
+        self.reads += other.reads;
+        self.writes += other.writes;
+        self.others += other.others;
+        self.posts += other.posts;
+        self.signalled += other.signalled;
+        self.failed += other.failed;
+        self.completions += other.completions;
+        self.polls += other.polls;
+        self.idle_polls += other.idle_polls;
+    }
+}
+
 /// A queue is full; nothing was staged or posted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the queue pair has no room for another work request")]
@@ -194,6 +237,8 @@ struct Core {
     receives: ManuallyDrop<VecDeque<InFlight>>,
     /// Entries of `sends` that are not posted yet, at its end.
     staged: usize,
+    /// Since they were last taken.
+    counts: WorkCounts,
 }
 
 impl IdleQueuePair {
@@ -220,6 +265,7 @@ impl IdleQueuePair {
                 sends: ManuallyDrop::new(VecDeque::with_capacity(sizes.sends as usize)),
                 receives: ManuallyDrop::new(VecDeque::with_capacity(sizes.receives as usize)),
                 staged: 0,
+                counts: WorkCounts::default(),
             })),
             Err(error) => Err((id, error)),
         }
@@ -294,6 +340,14 @@ impl Core {
 
     fn receive_slot(&self, number: u64) -> *mut u8 {
         self.slot(u64::from(self.sizes.sends) + number % u64::from(self.sizes.receives))
+    }
+
+    fn poll(&mut self, into: &mut [IbvWc]) -> Result<usize, VerbsError> {
+        let count = self.queue.poll(into)?;
+        self.counts.polls += 1;
+        self.counts.idle_polls += u64::from(count == 0);
+        self.counts.completions += count as u64;
+        Ok(count)
     }
 
     /// A segment of a slot.
@@ -413,6 +467,21 @@ impl QueuePair {
         self.0.sizes.sends as usize - self.0.sends.len()
     }
 
+    /// What was done since this was last called.
+    #[inline]
+    pub fn take_counts(&mut self) -> WorkCounts {
+        std::mem::take(&mut self.0.counts)
+    }
+
+    /// Memory that it takes here, in bytes, beside what driver and device have for it and the buffers that are posted.
+    pub fn memory_bytes(&self) -> usize {
+        let core = &self.0;
+        core.slots.len()
+            + size_of_val(&*core.requests)
+            + size_of_val(&*core.segments)
+            + (core.sends.capacity() + core.receives.capacity()) * size_of::<InFlight>()
+    }
+
     /// To another thread, if nothing is posted.
     pub fn detach(self) -> Result<IdleQueuePair, Box<Self>> {
         match self.in_flight() {
@@ -461,6 +530,7 @@ impl QueuePair {
             return Err(VerbsError::returned("ibv_post_recv", result));
         }
         core.next_receive = (number + 1) & !RECEIVE;
+        core.counts.receives += 1;
         self.0.receives.push_back(InFlight { held, token: 0 });
         Ok(())
     }
@@ -549,6 +619,13 @@ impl QueuePair {
                 Held::Reads(to.buf)
             }
         };
+        let counted = match request.opcode {
+            IBV_WR_SEND | IBV_WR_SEND_WITH_INV => &mut core.counts.sends,
+            IBV_WR_RDMA_READ => &mut core.counts.reads,
+            IBV_WR_RDMA_WRITE if request.num_sge > 0 => &mut core.counts.writes,
+            _ => &mut core.counts.others,
+        };
+        *counted += 1;
         core.requests[at] = request;
         core.next_send = (number + 1) & !RECEIVE;
         self.0.sends.push_back(InFlight { held, token });
@@ -578,7 +655,9 @@ impl QueuePair {
             let request = &mut core.requests[at];
             request.next = next;
             request.sg_list = segments;
+            core.counts.signalled += u64::from(request.send_flags & IBV_SEND_SIGNALED != 0);
         }
+        core.counts.posts += 1;
         let mut bad = ptr::null_mut();
         // SAFETY: the queue pair is alive; requests and segments outlive the call, which copies them. What the segments name is held by
         // the entries that were made when they were staged.
@@ -607,7 +686,7 @@ impl QueuePair {
         let mut taken = 0;
         while taken < limit {
             let mut completions = [IbvWc::default(); POLL_BATCH];
-            let count = self.0.queue.poll(&mut completions)?;
+            let count = self.0.poll(&mut completions)?;
             for completion in &completions[..count] {
                 if let Some(what) = self.completed(completion) {
                     done(self, what);
@@ -625,7 +704,7 @@ impl QueuePair {
     pub fn poll_one(&mut self) -> Result<Option<Done>, VerbsError> {
         loop {
             let mut completion = [IbvWc::default()];
-            if self.0.queue.poll(&mut completion)? == 0 {
+            if self.0.poll(&mut completion)? == 0 {
                 return Ok(None);
             }
             if let Some(done) = self.completed(&completion[0]) {
@@ -676,6 +755,7 @@ impl QueuePair {
         for _ in 0..=(posted - behind) {
             token = self.0.sends.pop_front()?.token;
         }
+        self.0.counts.failed += u64::from(failed);
         Some(match failed {
             true => Done::Failed {
                 token: Some(token),

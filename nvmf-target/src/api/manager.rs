@@ -7,7 +7,6 @@
 use std::cell::{Ref, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use tokio::task::spawn_blocking;
 use super::bdev::{Bdev, Wanted};
 use super::state::{self, NamespaceRecord, State, StateError, SubsystemRecord};
 use super::state_dir::StateDir;
-use crate::config::{NamespaceConfig, SubsystemConfig};
+use crate::config::{Address, NamespaceConfig, SubsystemConfig};
 use crate::control::live::{self, LiveError, Owner};
 use crate::control::ports::Ports;
 use crate::control::target::Target;
@@ -58,8 +57,11 @@ impl Manager {
             bdevs: RefCell::default(),
             changes: Mutex::new(()),
         };
-        if let Some(transport) = &state.transport {
-            target.transport.replace(transport.clone());
+        for (carrier, record) in state.transports() {
+            target
+                .transports
+                .borrow_mut()
+                .insert(carrier, record.clone());
         }
         for record in &state.bdevs {
             let wanted = Wanted::from(record.clone());
@@ -236,7 +238,7 @@ pub fn hosts_of(record: &SubsystemRecord) -> Result<HostAccess, RpcError> {
 /// Where a subsystem that is written down is served.
 pub fn ports_of(record: &SubsystemRecord) -> Result<Ports, RpcError> {
     let listeners = record.listeners.iter();
-    let addresses: Result<BTreeSet<SocketAddr>, RpcError> =
+    let addresses: Result<BTreeSet<Address>, RpcError> =
         listeners.map(super::spdk::address::parse).collect();
     Ok(Ports::Only(addresses?))
 }

@@ -13,6 +13,8 @@ use nvmf_rpc::types::ListenAddress;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::config::Carrier;
+
 const FILE: &str = "api.json";
 const TEMPORARY: &str = "api.json.new";
 /// The form that is written and read.
@@ -23,8 +25,11 @@ const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct State {
     version: u32,
-    /// What nvmf_create_transport asked for, once it was called.
+    /// What nvmf_create_transport asked for TCP, once it was called.
     pub transport: Option<TransportRecord>,
+    /// The same for RDMA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rdma_transport: Option<TransportRecord>,
     /// Block devices.
     pub bdevs: Vec<BdevRecord>,
     /// Subsystems.
@@ -36,9 +41,27 @@ impl Default for State {
         State {
             version: VERSION,
             transport: None,
+            rdma_transport: None,
             bdevs: Vec::new(),
             subsystems: Vec::new(),
         }
+    }
+}
+
+impl State {
+    /// What was asked of a transport.
+    pub fn transport_mut(&mut self, carrier: Carrier) -> &mut Option<TransportRecord> {
+        match carrier {
+            Carrier::Tcp => &mut self.transport,
+            Carrier::Rdma => &mut self.rdma_transport,
+        }
+    }
+
+    /// What was asked of each transport.
+    pub fn transports(&self) -> impl Iterator<Item = (Carrier, &TransportRecord)> {
+        let tcp = self.transport.iter().map(|record| (Carrier::Tcp, record));
+        let rdma = self.rdma_transport.iter();
+        tcp.chain(rdma.map(|record| (Carrier::Rdma, record)))
     }
 }
 

@@ -3,7 +3,6 @@
 //! The task lives as long as the association. When it ends, for whatever reason, it first makes sure that nothing of the
 //! association can reach storage any more, and only then lets successors go on.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -27,9 +26,8 @@ use super::pump::{AdminPump, Event, Pump};
 use super::rdma::{Pulse, RdmaPump};
 use super::target::{Served, Target};
 use super::view::View;
-use crate::config::KeepAliveBounds;
+use crate::config::{Address, KeepAliveBounds};
 use crate::model::{ControllerKey, ControllerShared, LatencySummary};
-use crate::rdma::MAX_IN_CAPSULE_BYTES;
 
 /// The subsystem that a Connect names, if the host may use it.
 ///
@@ -37,7 +35,7 @@ use crate::rdma::MAX_IN_CAPSULE_BYTES;
 pub fn find_subsystem(
     target: &Target,
     request: &ConnectRequest,
-    local: SocketAddr,
+    local: Address,
 ) -> Result<Rc<Served>, Fault> {
     let served = target
         .find(&request.subnqn)
@@ -150,7 +148,7 @@ type Admitted = (
 /// Checks the request against what there is, and registers the association.
 fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refusal> {
     let request = &connecting.request;
-    let served = find_subsystem(target, request, connecting.addresses().0)?;
+    let served = find_subsystem(target, request, connecting.local())?;
     if target.stopping.get() {
         return Err(Refusal::for_now(
             Status::CONNECT_CONTROLLER_BUSY,
@@ -167,12 +165,10 @@ fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refus
     } else {
         ControllerKind::Io
     };
-    let mut limits = target.announced();
+    let limits = target.announced(connecting.local().carrier);
     let (transport, peer, pulse) = match &connecting.carried {
         Carried::Tcp { stream, .. } => (Transport::Tcp, AdminPeer::Tcp(stream.clone()), None),
         Carried::Rdma(greeted) => {
-            let in_capsule_bytes = &mut limits.controller.in_capsule_bytes;
-            *in_capsule_bytes = MAX_IN_CAPSULE_BYTES.min(*in_capsule_bytes);
             let pulse = RdmaPump::pulse(greeted);
             let peer = AdminPeer::Rdma(Rc::clone(&pulse));
             (Transport::Rdma, peer, Some(pulse))
@@ -325,7 +321,7 @@ impl AdminQueue {
                 target: &self.target,
                 served: &self.served,
                 subsystem: &subsystem,
-                local: self.association.local(),
+                local: self.association.local().socket.ip(),
             };
             let mut controller = self.association.controller.borrow_mut();
             controller.admin(&sqe, slot.0, &view, &mut self.out, now_ms(&self.target))

@@ -44,6 +44,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::accept::Counted;
 use super::net::Stream;
 use super::rdma::Pulse;
+use crate::config::{Address, Carrier};
 use crate::model::ControllerShared;
 
 /// How long a host has to answer a probe. TCP probes once a second here, so four answers would have to be lost.
@@ -88,6 +89,9 @@ pub enum EndReason {
     /// The host reconnected, and this connection does not answer.
     #[error("the host reconnected and does not answer on this connection any more")]
     Replaced,
+    /// The RDMA device that its admin connection was on is gone.
+    #[error("its RDMA device was removed")]
+    DeviceRemoved,
     /// The host lost its permission.
     #[error("the host is not allowed any more")]
     NotAllowed,
@@ -232,11 +236,14 @@ impl Association {
         &self.limits
     }
 
-    /// Our address that the host connected to.
-    pub fn local(&self) -> SocketAddr {
+    /// The transport and our address that the host connected to.
+    pub fn local(&self) -> Address {
         match &self.admin {
-            AdminPeer::Tcp(stream) => stream.local(),
-            AdminPeer::Rdma(pulse) => pulse.local,
+            AdminPeer::Tcp(stream) => Address::tcp(stream.local()),
+            AdminPeer::Rdma(pulse) => Address {
+                carrier: Carrier::Rdma,
+                socket: pulse.local,
+            },
         }
     }
 

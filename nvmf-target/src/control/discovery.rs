@@ -17,7 +17,7 @@ use zerocopy::little_endian::U16;
 use super::association::{Association, Notice};
 use super::ports::Ports;
 use super::target::Target;
-use crate::config::Carrier;
+use crate::config::{Address, Carrier};
 
 /// Entries of an admin queue that any host may count on.
 const ADMIN_QUEUE_ENTRIES: u16 = 32;
@@ -35,19 +35,27 @@ pub struct Port {
     pub declared: bool,
 }
 
+impl Port {
+    /// Transport and address.
+    pub fn at(&self) -> Address {
+        Address {
+            carrier: self.carrier,
+            socket: self.address,
+        }
+    }
+}
+
 /// What the discovery log of `host` holds, over a connection to our address `local`.
-pub fn records(target: &Target, host: &Nqn, local: SocketAddr) -> DiscoveryRecords {
+pub fn records(target: &Target, host: &Nqn, local: IpAddr) -> DiscoveryRecords {
     let mut entries = Vec::new();
     let open = target.listeners.ports();
     let ports = |which: &Ports| -> Vec<Port> {
         let ports = which.among(&open).into_iter();
-        ports
-            .filter_map(|port| reachable(port, local.ip()))
-            .collect()
+        ports.filter_map(|port| reachable(port, local)).collect()
     };
     let every: Vec<Port> = open
         .iter()
-        .filter_map(|port| reachable(*port, local.ip()))
+        .filter_map(|port| reachable(*port, local))
         .collect();
     for port in &every {
         let mut itself = entry(*port, SubsystemType::CURRENT_DISCOVERY, &Nqn::discovery());
@@ -123,7 +131,8 @@ impl Snapshot {
     pub fn take(target: &Target) -> Self {
         let associations = target.discovery.associations_where(|_| true);
         let log = |association: &Association| {
-            records(target, &association.shared.host_nqn, association.local()).entries
+            let local = association.local().socket.ip();
+            records(target, &association.shared.host_nqn, local).entries
         };
         let all = associations.into_iter();
         Snapshot(

@@ -22,7 +22,7 @@ use super::net::Stream;
 use super::rdma::Greeted;
 use super::target::Target;
 use super::{admin, io_connect};
-use crate::config::{Limits, TcpOptions};
+use crate::config::{Address, Carrier, Limits, TcpOptions};
 
 /// One read. ICReq fits, and so does Connect with its data.
 const READ_BYTES: usize = 4096;
@@ -53,6 +53,17 @@ pub enum Carried {
 }
 
 impl Connecting {
+    /// The transport and our address that the host connected to.
+    pub fn local(&self) -> Address {
+        Address {
+            carrier: match self.carried {
+                Carried::Tcp { .. } => Carrier::Tcp,
+                Carried::Rdma(_) => Carrier::Rdma,
+            },
+            socket: self.addresses().0,
+        }
+    }
+
     /// Our address that the host connected to, and the host's.
     pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
         match &self.carried {

@@ -70,10 +70,13 @@ async fn admit(
 /// The association that the request is for, if it is live and the host may still use it.
 fn find(target: &Target, connecting: &Connecting) -> Result<Rc<Association>, Fault> {
     let request = &connecting.request;
-    let served = admin::find_subsystem(target, request, connecting.addresses().0)?;
+    let local = connecting.local();
+    let served = admin::find_subsystem(target, request, local)?;
     served
         .association(request.cntlid)
         .filter(|association| association.stage() == Stage::Live)
+        // What a controller announced holds for one transport.
+        .filter(|association| association.local().carrier == local.carrier)
         .ok_or(Fault::UnknownController(request.cntlid))
 }
 

@@ -77,13 +77,7 @@ impl Listeners {
                 Bound::Tcp(listener) => {
                     accept_loop(&listener, |stream| admit(&target, stream)).await;
                 }
-                Bound::Rdma(listener) => {
-                    if let Err(error) = listener.start(&target) {
-                        tracing::error!("RDMA connections cannot be taken: {error}");
-                    }
-                    // It listens as long as it lives, which is until this task is ended.
-                    std::future::pending::<()>().await;
-                }
+                Bound::Rdma(listener) => listener.serve(&target).await,
             }
         });
         self.open.borrow_mut().push(Open {
@@ -93,11 +87,10 @@ impl Listeners {
         });
     }
 
-    /// Whether somebody listens over TCP on the address, or on a wildcard that covers it.
-    pub fn covers(&self, address: SocketAddr) -> bool {
+    /// Whether somebody listens on the address, or on a wildcard that covers it.
+    pub fn covers(&self, address: Address) -> bool {
         let open = self.open.borrow();
-        open.iter()
-            .any(|open| open.port.carrier == Carrier::Tcp && covers(open.port.address, address))
+        open.iter().any(|open| covers(open.port.at(), address))
     }
 
     /// Whether there is a listener on this very address that the configuration does not have.
@@ -123,7 +116,7 @@ impl Listeners {
         let unwanted: Vec<Open> = {
             let mut open = self.open.borrow_mut();
             let unwanted =
-                |open: &mut Open| !open.port.declared && !named.contains(&open.configured.socket);
+                |open: &mut Open| !open.port.declared && !named.contains(&open.configured);
             open.extract_if(.., unwanted).collect()
         };
         for open in unwanted {
@@ -133,11 +126,9 @@ impl Listeners {
             if self.covers(address) {
                 continue;
             }
-            match Listener::bind(address) {
-                Ok(listener) => {
-                    self.start(target, Address::tcp(address), Bound::Tcp(listener), false)
-                }
-                Err(error) => tracing::error!(%address, "cannot listen: {error}"),
+            match bind_one(&target.rdma, address) {
+                Ok(bound) => self.start(target, address, bound, false),
+                Err(error) => tracing::error!("{error}"),
             }
         }
     }
@@ -175,25 +166,24 @@ impl Listeners {
 
     /// The addresses of the configuration's listeners.
     pub fn addresses(&self) -> Vec<Address> {
-        let address = |port: Port| Address {
-            carrier: port.carrier,
-            socket: port.address,
-        };
         let ports = self.ports().into_iter();
-        ports.filter(|port| port.declared).map(address).collect()
+        let declared = ports.filter(|port| port.declared);
+        declared.map(|port| port.at()).collect()
     }
 }
 
 /// Binds listeners; none stays if one cannot be had.
 pub fn bind(rdma: &Rdma, addresses: &[Address]) -> io::Result<Vec<(Address, Bound)>> {
-    let bound = |address: &Address| {
-        let bound = match address.carrier {
-            Carrier::Tcp => Bound::Tcp(Listener::bind(address.socket)?),
-            Carrier::Rdma => Bound::Rdma(rdma.bind(address.socket)?),
-        };
-        Ok((*address, bound))
-    };
+    let bound = |address: &Address| Ok((*address, bind_one(rdma, *address)?));
     addresses.iter().map(bound).collect()
+}
+
+/// Binds a listener.
+pub fn bind_one(rdma: &Rdma, address: Address) -> io::Result<Bound> {
+    Ok(match address.carrier {
+        Carrier::Tcp => Bound::Tcp(Listener::bind(address.socket)?),
+        Carrier::Rdma => Bound::Rdma(rdma.bind(address.socket)?),
+    })
 }
 
 /// Starts to serve an accepted connection, or says why not.

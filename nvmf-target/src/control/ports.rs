@@ -1,28 +1,26 @@
 //! Where a subsystem is served: at every listener, or only at some addresses.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-
 use super::discovery::Port;
-use crate::config::Carrier;
+use crate::config::Address;
+use std::collections::BTreeSet;
 
-/// The addresses at which hosts may connect to a subsystem.
+/// The addresses at which hosts may connect to a subsystem, each for one transport.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Ports {
     /// At every listener of the configuration, and at no other: what the configuration declares, and volumes.
     #[default]
     Declared,
     /// At these, each with a port. A wildcard stands for all addresses of its family.
-    Only(BTreeSet<SocketAddr>),
+    Only(BTreeSet<Address>),
 }
 
 impl Ports {
     /// Whether a host may use the subsystem over a connection to our address `local`; `open` are the ports that the target has.
-    pub fn allow(&self, local: SocketAddr, open: &[Port]) -> bool {
+    pub fn allow(&self, local: Address, open: &[Port]) -> bool {
         match self {
             Ports::Declared => {
                 let mut declared = open.iter().filter(|port| port.declared);
-                declared.any(|port| covers(port.address, local))
+                declared.any(|port| covers(port.at(), local))
             }
             Ports::Only(addresses) => addresses.iter().any(|address| covers(*address, local)),
         }
@@ -33,12 +31,10 @@ impl Ports {
         match self {
             Ports::Declared => open.iter().filter(|port| port.declared).copied().collect(),
             Ports::Only(addresses) => {
-                let of = |address: &SocketAddr| {
-                    let port = open.iter().find(|port| {
-                        port.carrier == Carrier::Tcp && covers(port.address, *address)
-                    })?;
+                let of = |address: &Address| {
+                    let port = open.iter().find(|port| covers(port.at(), *address))?;
                     Some(Port {
-                        address: *address,
+                        address: address.socket,
                         ..*port
                     })
                 };
@@ -48,7 +44,7 @@ impl Ports {
     }
 
     /// The addresses that it is served at whether or not others are too.
-    pub fn named(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+    pub fn named(&self) -> impl Iterator<Item = Address> + '_ {
         let named = match self {
             Ports::Declared => None,
             Ports::Only(addresses) => Some(addresses),
@@ -57,20 +53,30 @@ impl Ports {
     }
 }
 
-/// Whether a socket that listens on `listening` gets what is sent to `address`, which may be a wildcard itself.
-pub fn covers(listening: SocketAddr, address: SocketAddr) -> bool {
+/// Whether who listens on `listening` gets what is sent to `address`, which may be a wildcard itself.
+pub fn covers(listening: Address, address: Address) -> bool {
+    let (here, there) = (listening.socket, address.socket);
     listening == address
-        || (listening.port() == address.port()
-            && listening.is_ipv4() == address.is_ipv4()
-            && listening.ip().is_unspecified())
+        || (listening.carrier == address.carrier
+            && here.port() == there.port()
+            && here.is_ipv4() == there.is_ipv4()
+            && here.ip().is_unspecified())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Carrier;
 
-    fn addr(text: &str) -> SocketAddr {
-        text.parse().unwrap()
+    fn addr(text: &str) -> Address {
+        Address::tcp(text.parse().unwrap())
+    }
+
+    fn over_rdma(text: &str) -> Address {
+        Address {
+            carrier: Carrier::Rdma,
+            ..addr(text)
+        }
     }
 
     #[test]
@@ -89,7 +95,7 @@ mod tests {
         Port {
             id,
             carrier: Carrier::Tcp,
-            address: addr(text),
+            address: addr(text).socket,
             declared,
         }
     }
@@ -103,6 +109,30 @@ mod tests {
         let allow = |local| Ports::Declared.allow(addr(local), &open);
         assert!(allow("127.0.0.1:4420") && !allow("127.0.0.1:8009") && !allow("10.0.0.1:8009"));
         assert_eq!(Ports::Declared.among(&open), open[..1]);
+    }
+
+    #[test]
+    fn an_address_is_one_of_a_transport() {
+        let tcp = Ports::Only([addr("10.0.0.1:4420")].into());
+        let both = Ports::Only([addr("10.0.0.1:4420"), over_rdma("10.0.0.1:4420")].into());
+        let rdma = over_rdma("10.0.0.1:4420");
+        assert!(!tcp.allow(rdma, &[]) && both.allow(rdma, &[]));
+        assert!(!covers(addr("0.0.0.0:4420"), rdma) && covers(over_rdma("0.0.0.0:4420"), rdma));
+
+        // What is declared for TCP is not served over an RDMA listener that the API made at the same place.
+        let open = [
+            port(1, "10.0.0.1:4420", true),
+            Port {
+                carrier: Carrier::Rdma,
+                ..port(2, "10.0.0.1:4420", false)
+            },
+        ];
+        assert!(Ports::Declared.allow(addr("10.0.0.1:4420"), &open));
+        assert!(!Ports::Declared.allow(rdma, &open));
+        assert_eq!(tcp.among(&open), open[..1]);
+        let mut told = both.among(&open);
+        told.sort_by_key(|port| port.id);
+        assert_eq!(told, open);
     }
 
     #[test]

@@ -76,6 +76,14 @@ impl Shards {
         let _ = self.handles[shard].send(ShardMessage::HungUp(id));
     }
 
+    /// Tells every shard that an RDMA device is gone.
+    pub fn forget_devices(&self) {
+        for handle in &self.handles {
+            // A shard that has ended has no registrations.
+            let _ = handle.send(ShardMessage::ForgetDevices);
+        }
+    }
+
     /// Makes the table the one that every shard uses for the subsystem.
     pub async fn set_namespaces(&self, subsystem: SubsystemId, table: &Arc<NamespaceTable>) {
         self.ask_all(|ack| ShardMessage::Namespaces {

@@ -3,6 +3,7 @@
 //! Everything here belongs to the one control thread and is shared between its tasks by `Rc`. Borrows of cells never live across an await.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -23,10 +24,20 @@ use super::shards::Shards;
 use super::view::subsystem_info;
 use crate::api::state::TransportRecord;
 use crate::api::tls::Tls;
-use crate::config::{Config, NamespaceConfig, SubsystemConfig};
+use crate::config::{Carrier, Config, NamespaceConfig, SubsystemConfig};
 use crate::model::{
     ControllerKey, ControllerRegistry, HostAccess, Namespace, NamespaceTable, Nqn, Subsystem,
     SubsystemId,
+};
+use crate::rdma::MAX_IN_CAPSULE_BYTES;
+
+/// The configuration holds as it is.
+static NOTHING_ASKED: TransportRecord = TransportRecord {
+    queue_depth: None,
+    io_queues: None,
+    in_capsule_bytes: None,
+    max_transfer_bytes: None,
+    success_flag: None,
 };
 
 /// The discovery subsystem's place among the subsystems.
@@ -126,8 +137,8 @@ pub struct Target {
     discovery_generation: Cell<u64>,
     /// Set once the target stops: no new associations.
     pub stopping: Cell<bool>,
-    /// What hosts may use, where the API says other than the configuration.
-    pub transport: RefCell<TransportRecord>,
+    /// What hosts may use over each transport, where the API says other than the configuration.
+    pub transports: RefCell<BTreeMap<Carrier, TransportRecord>>,
     /// Who may use the management API over TCP, while it is served there.
     pub api_tls: RefCell<Option<Rc<Tls>>>,
     /// Admin queues that were ever connected.
@@ -169,7 +180,7 @@ impl Target {
             next_subsystem: Cell::new(DISCOVERY_ID.0 + 1),
             discovery_generation: Cell::new(first_generation()),
             stopping: Cell::new(false),
-            transport: RefCell::default(),
+            transports: RefCell::default(),
             api_tls: RefCell::default(),
             admin_queues_so_far: Cell::new(0),
             changes: Mutex::new(()),
@@ -177,9 +188,11 @@ impl Target {
     }
 
     /// What a host that connects now is told that it may use.
-    pub fn announced(&self) -> AnnouncedLimits {
+    pub fn announced(&self, carrier: Carrier) -> AnnouncedLimits {
         let config = self.config.borrow();
-        let (limits, asked) = (&config.limits, self.transport.borrow());
+        let (limits, asked) = (&config.limits, self.transports.borrow());
+        let asked = asked.get(&carrier).unwrap_or(&NOTHING_ASKED);
+        let in_capsule_bytes = asked.in_capsule_bytes.unwrap_or(limits.in_capsule_bytes);
         AnnouncedLimits {
             controller: ControllerLimits {
                 max_queue_entries: asked.queue_depth.unwrap_or(limits.queue_depth),
@@ -187,7 +200,10 @@ impl Target {
                 max_transfer_bytes: asked
                     .max_transfer_bytes
                     .unwrap_or(limits.max_transfer_bytes),
-                in_capsule_bytes: asked.in_capsule_bytes.unwrap_or(limits.in_capsule_bytes),
+                in_capsule_bytes: match carrier {
+                    Carrier::Tcp => in_capsule_bytes,
+                    Carrier::Rdma => in_capsule_bytes.min(MAX_IN_CAPSULE_BYTES),
+                },
                 ..ControllerLimits::default()
             },
             r2t_window_bytes: limits.r2t_window_bytes,

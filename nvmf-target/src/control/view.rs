@@ -1,6 +1,6 @@
 //! What a controller is told of its subsystem: the model, as the protocol's admin side asks for it.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
 use nvme_proto::controller::{
     DiscoveryRecords, NamespaceInfo, SmartCounters, SubsystemInfo, SubsystemView,
@@ -41,7 +41,7 @@ pub struct View<'a> {
     /// Its namespaces and hosts now.
     pub subsystem: &'a Subsystem,
     /// The address that the host connected to.
-    pub local: SocketAddr,
+    pub local: IpAddr,
 }
 
 impl View<'_> {

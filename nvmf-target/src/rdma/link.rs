@@ -15,6 +15,8 @@ use nvme_proto::wire::Cid;
 use nvmf_io::verbs::{Done, NoRoom, QueuePair, Registrar, Remote, SendWork, VerbsError};
 use nvmf_io::{Buf, BufPool};
 
+use super::{DeviceUse, Registrars};
+
 /// Work requests that one step of the protocol needs at most: pieces of data of nothing, and the response.
 const STEP_REQUESTS: usize = 4;
 
@@ -73,6 +75,7 @@ pub struct Link {
     has_data: bool,
     /// Ends: what still arrives is not looked at.
     closing: bool,
+    device: DeviceUse,
 }
 
 impl Link {
@@ -84,9 +87,13 @@ impl Link {
         depth: u16,
         in_capsule_bytes: u32,
         pool: &BufPool,
-        registrar: &mut Registrar,
+        registrars: &mut Registrars,
     ) -> Result<Option<Self>, VerbsError> {
         let has_data = in_capsule_bytes > 0;
+        let buffer_bytes = u64::from(depth) * u64::from(in_capsule_bytes);
+        let bytes = qp.memory_bytes() as u64 + buffer_bytes;
+        let device = registrars.enter(qp.domain(), bytes);
+        let registrar = registrars.of(qp.domain());
         for _ in 0..depth {
             let data = match has_data {
                 true => {
@@ -106,6 +113,7 @@ impl Link {
             spare: Vec::with_capacity(depth.into()),
             has_data,
             closing: false,
+            device,
         }))
     }
 
@@ -137,6 +145,7 @@ impl Link {
             capsules,
             spare,
             closing,
+            device,
             ..
         } = self;
         let mut failure = None;
@@ -183,7 +192,9 @@ impl Link {
                     false => LinkFailure::Broken(status.to_string()),
                 });
             }
-        })?;
+        });
+        device.add(qp.take_counts());
+        let more = more?;
         match failure {
             Some(failure) if !self.closing => Err(failure),
             _ => Ok(more),
@@ -263,7 +274,9 @@ impl Link {
                 }
             }
         }
-        self.qp.post()
+        let posted = self.qp.post();
+        self.device.add(self.qp.take_counts());
+        posted
     }
 
     /// Posts the receive that the command in `slot` came in with.

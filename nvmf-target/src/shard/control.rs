@@ -87,6 +87,7 @@ impl Shard {
                     self.with(key, |queue, cx| queue.close(cx, CloseReason::HostClosed));
                 }
             }
+            ShardMessage::ForgetDevices => self.cx.registrars.prune(),
             ShardMessage::Stats { reply } => {
                 let _ = reply.send(self.stats());
             }
@@ -253,6 +254,7 @@ impl Shard {
             waiting_for_buffer: self.queues().map(|queue| waiting(queue) as u64).sum(),
             enters: self.enters,
             busy_turns: self.busy_turns,
+            rdma: self.cx.registrars.stats(),
         }
     }
 }

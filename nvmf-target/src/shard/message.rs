@@ -13,6 +13,7 @@ use nvmf_io::verbs::{IdKey, IdleQueuePair};
 use tokio::sync::oneshot;
 
 use crate::model::{ControllerKey, ControllerShared, NamespaceTable, Nqn, SubsystemId};
+use crate::rdma::DeviceStats;
 
 /// Where an acknowledgement or answer goes. A receiver that has gone away is no error.
 pub type Reply<T> = oneshot::Sender<T>;
@@ -78,6 +79,8 @@ pub enum ShardMessage {
     },
     /// The connection manager says that the host closed an RDMA connection, or that its device goes away.
     HungUp(IdKey),
+    /// An RDMA device is gone: registrations on it go once no connection uses them.
+    ForgetDevices,
     /// The Abort command: end the command `cid` of an I/O queue.
     Abort {
         /// The controller.
@@ -191,6 +194,8 @@ pub struct ShardStats {
     pub enters: u64,
     /// Turns of the loop that found something to do.
     pub busy_turns: u64,
+    /// What it did on RDMA devices.
+    pub rdma: Vec<DeviceStats>,
 }
 
 /// State of one I/O queue.

@@ -34,14 +34,13 @@ impl Rdma {
         let can_invalidate = qp.domain().limits().send_with_invalidate;
         let mut conn = ControllerConn::new(*limits, can_invalidate);
         conn.accept_connect(connect.0, connect.1);
-        let registrar = cx.registrars.of(qp.domain());
         let link = Link::new(
             qp,
             conn,
             limits.depth,
             limits.in_capsule_bytes,
             &cx.pool,
-            registrar,
+            &mut cx.registrars,
         )
         .map_err(|error| error.to_string())?
         .ok_or("no buffers for its receives; raise limits.buffer-bytes or lower the queue depth")?;

@@ -168,8 +168,13 @@ fn bad_values_are_refused_and_leave_nothing() {
         ),
         (
             "nvmf_create_transport",
-            json!({"trtype": "RDMA"}),
-            code::NOT_SUPPORTED,
+            json!({"trtype": "FC"}),
+            code::INVALID,
+        ),
+        (
+            "nvmf_create_transport",
+            json!({"trtype": "RDMA", "in_capsule_data_size": 8192}),
+            code::INVALID,
         ),
         (
             "nvmf_create_transport",

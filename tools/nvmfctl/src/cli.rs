@@ -1,6 +1,9 @@
 //! The command line.
 
+use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -209,6 +212,39 @@ pub enum Host {
     },
 }
 
+/// Where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenAt {
+    /// The transport, as the API calls it.
+    pub trtype: &'static str,
+    /// The address.
+    pub socket: SocketAddr,
+}
+
+impl FromStr for ListenAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (trtype, address) = match text.split_once("://") {
+            None | Some(("tcp", _)) => ("TCP", text.strip_prefix("tcp://").unwrap_or(text)),
+            Some(("rdma", address)) => ("RDMA", address),
+            Some((other, _)) => {
+                return Err(format!("transport {other:?} is unknown; write tcp or rdma"));
+            }
+        };
+        match address.parse() {
+            Ok(socket) => Ok(Self { trtype, socket }),
+            Err(_) => Err(format!("{address:?} is not ADDR:PORT")),
+        }
+    }
+}
+
+impl fmt::Display for ListenAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.trtype.to_lowercase(), self.socket)
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Listener {
     /// List where a subsystem is served
@@ -220,15 +256,15 @@ pub enum Listener {
     Add {
         /// The subsystem
         nqn: String,
-        /// Such as 10.0.0.5:4420; an IPv6 address in brackets
-        address: std::net::SocketAddr,
+        /// Such as 10.0.0.5:4420, which is tcp://10.0.0.5:4420, or rdma://10.0.0.5:4420; an IPv6 address in brackets
+        address: ListenAt,
     },
     /// Serve it there no more, cutting off those who came that way
     Remove {
         /// The subsystem
         nqn: String,
-        /// The address
-        address: std::net::SocketAddr,
+        /// The address, as it was added
+        address: ListenAt,
     },
 }
 
@@ -432,6 +468,15 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
+    fn an_address_has_a_transport_or_is_tcp() {
+        let at = |text: &str| text.parse::<ListenAt>().map(|at| at.to_string());
+        assert_eq!(at("10.0.0.5:4420").unwrap(), "tcp://10.0.0.5:4420");
+        assert_eq!(at("tcp://[fd00::5]:1").unwrap(), "tcp://[fd00::5]:1");
+        assert_eq!(at("rdma://10.0.0.5:4420").unwrap(), "rdma://10.0.0.5:4420");
+        assert!(at("rdma://storage1:4420").is_err() && at("ib://10.0.0.5:1").is_err());
+    }
+
+    #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
         let cli =
@@ -444,6 +489,7 @@ mod tests {
         for wrong in [
             &["nvmfctl", "volume", "create", "p", "v"][..],
             &["nvmfctl", "listener", "add", "nqn.x", "storage1:4420"],
+            &["nvmfctl", "listener", "add", "nqn.x", "fc://10.0.0.5:4420"],
             &["nvmfctl", "snapshot", "create", "p", "v"],
             &["nvmfctl", "--timeout", "0", "version"],
         ] {

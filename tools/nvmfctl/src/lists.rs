@@ -56,7 +56,16 @@ pub fn subsystems(client: &BlockingClient) -> Result<Output, Error> {
             Some(true) => "any".to_owned(),
             _ => items(&subsystem["hosts"]).count().to_string(),
         };
-        let listeners: Vec<String> = items(&subsystem["listen_addresses"]).map(address).collect();
+        let listeners: Vec<String> = items(&subsystem["listen_addresses"])
+            .map(|given| match given["trtype"].as_str() {
+                Some("TCP") => address(given),
+                _ => format!(
+                    "{}://{}",
+                    cell(&given["trtype"]).to_lowercase(),
+                    address(given)
+                ),
+            })
+            .collect();
         table.row([
             cell(&subsystem["nqn"]),
             cell(&subsystem["serial_number"]),

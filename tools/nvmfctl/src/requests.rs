@@ -1,13 +1,12 @@
 //! Commands about subsystems, namespaces, hosts, listeners and block devices.
 
 use std::io::Read;
-use std::net::SocketAddr;
 
 use nvmf_rpc::BlockingClient;
 use serde_json::{Map, Value, json};
 
 use crate::Output;
-use crate::cli::{Bdev, CreateBdev, Host, Listener, Namespace, Sized, Subsystem};
+use crate::cli::{Bdev, CreateBdev, Host, ListenAt, Listener, Namespace, Sized, Subsystem};
 use crate::error::Error;
 use crate::lists;
 use crate::size;
@@ -121,10 +120,11 @@ pub fn host(client: &BlockingClient, command: &Host) -> Result<Output, Error> {
 
 /// `nvmfctl listener`.
 pub fn listener(client: &BlockingClient, command: &Listener) -> Result<Output, Error> {
-    let params = |nqn: &str, address: &SocketAddr| {
+    let params = |nqn: &str, at: &ListenAt| {
+        let socket = at.socket;
         json!({ "nqn": nqn, "listen_address": {
-            "trtype": "TCP", "adrfam": if address.is_ipv4() { "IPv4" } else { "IPv6" },
-            "traddr": address.ip().to_string(), "trsvcid": address.port().to_string(),
+            "trtype": at.trtype, "adrfam": if socket.is_ipv4() { "IPv4" } else { "IPv6" },
+            "traddr": socket.ip().to_string(), "trsvcid": socket.port().to_string(),
         }})
     };
     match command {
@@ -133,13 +133,13 @@ pub fn listener(client: &BlockingClient, command: &Listener) -> Result<Output, E
             client,
             "nvmf_subsystem_add_listener",
             params(nqn, address),
-            |_| format!("{nqn} is served at tcp://{address}"),
+            |_| format!("{nqn} is served at {address}"),
         ),
         Listener::Remove { nqn, address } => call(
             client,
             "nvmf_subsystem_remove_listener",
             params(nqn, address),
-            |_| format!("{nqn} is not served at tcp://{address} any more"),
+            |_| format!("{nqn} is not served at {address} any more"),
         ),
     }
 }

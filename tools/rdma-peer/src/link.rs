@@ -73,7 +73,24 @@ pub fn completion_within(qp: &mut QueuePair, limit: Duration) -> Result<Option<D
     }
 }
 
+/// Waits until one of two descriptors is readable.
+pub fn wait_for_either(one: impl AsFd, other: impl AsFd, deadline: Instant) -> Result<()> {
+    let (one, other) = (one.as_fd(), other.as_fd());
+    wait(
+        &mut [
+            PollFd::from_borrowed_fd(one, PollFlags::IN),
+            PollFd::from_borrowed_fd(other, PollFlags::IN),
+        ],
+        deadline,
+        "an answer or the end of the connection",
+    )
+}
+
 fn readable(fd: impl AsFd, deadline: Instant, what: &str) -> Result<()> {
+    wait(&mut [PollFd::new(&fd, PollFlags::IN)], deadline, what)
+}
+
+fn wait(fds: &mut [PollFd<'_>], deadline: Instant, what: &str) -> Result<()> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         bail!("{what} did not come in {LIMIT:?}");
@@ -82,8 +99,7 @@ fn readable(fd: impl AsFd, deadline: Instant, what: &str) -> Result<()> {
         tv_sec: left.as_secs() as i64,
         tv_nsec: left.subsec_nanos().into(),
     };
-    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-    match poll(&mut fds, Some(&timeout)) {
+    match poll(fds, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }

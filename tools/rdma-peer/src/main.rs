@@ -1,14 +1,25 @@
 //! A peer for tests over RDMA.
 //!
 //! ```text
-//! rdma-peer verbs ADDR:PORT     both ends here: every kind of work request, private data, refusal, a wrong key, the end
-//! rdma-peer refused ADDR:PORT   against a target: private data wrong in each field, and then right
-//! rdma-peer silent ADDR:PORT    against a target: connects and says nothing, until the target hangs up
+//! rdma-peer verbs ADDR:PORT      both ends here: every kind of work request, private data, refusal, a wrong key, the end
+//!
+//! against a target; NQN is a subsystem of it, NSID a namespace of at least 1 MiB that may be overwritten:
+//! rdma-peer refused ADDR:PORT    private data wrong in each field, and then right
+//! rdma-peer capsules ADDR:PORT NQN NSID   commands wrong in each field, while another host does I/O
+//! rdma-peer silent ADDR:PORT     connects and sends no Connect, until the target hangs up
+//! rdma-peer half ADDR:PORT       asks for a connection and never looks at the answer, until it is killed
+//! rdma-peer mute ADDR:PORT NQN   brings a controller up and says nothing more, until the target hangs up
+//! rdma-peer dying ADDR:PORT NQN NSID   is killed (by itself) in the middle of data transfers
 //! ```
 //! Each step prints a line; the first that goes wrong ends the program with exit code 1 and says what.
 
+mod capsules;
+mod connects;
+mod dying;
+mod host;
 mod link;
 mod refused;
+mod silent;
 mod verbs;
 
 use std::net::SocketAddr;
@@ -28,16 +39,25 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [mode, address] = args.as_slice() else {
-        bail!("usage: rdma-peer verbs|refused|silent ADDR:PORT");
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let at = |address: &str| -> Result<SocketAddr> {
+        let parsed = address.parse();
+        parsed.with_context(|| format!("{address:?} is not ADDR:PORT"))
     };
-    let address: SocketAddr = address
-        .parse()
-        .with_context(|| format!("{address:?} is not ADDR:PORT"))?;
-    match mode.as_str() {
-        "verbs" => verbs::run(address),
-        "refused" => refused::run(address),
-        "silent" => refused::silent(address),
-        _ => bail!("there is no mode {mode:?}: verbs, refused, silent"),
+    let number = |nsid: &str| -> Result<u32> {
+        let parsed = nsid.parse();
+        parsed.with_context(|| format!("{nsid:?} is no NSID"))
+    };
+    match words.as_slice() {
+        ["verbs", address] => verbs::run(at(address)?),
+        ["refused", address] => refused::run(at(address)?),
+        ["capsules", address, nqn, nsid] => capsules::run(at(address)?, nqn, number(nsid)?),
+        ["silent", address] => silent::no_connect(at(address)?),
+        ["half", address] => silent::half(at(address)?),
+        ["mute", address, nqn] => silent::mute(at(address)?, nqn),
+        ["dying", address, nqn, nsid] => dying::run(at(address)?, nqn, number(nsid)?),
+        _ => bail!(
+            "usage: rdma-peer verbs|refused|silent|half ADDR:PORT, mute ADDR:PORT NQN, capsules|dying ADDR:PORT NQN NSID"
+        ),
     }
 }

@@ -41,18 +41,18 @@ pub fn resolved(channel: &Arc<EventChannel>, address: SocketAddr) -> Result<Idle
 /// Asks for a connection, and returns what came of it.
 pub fn ask(
     channel: &Arc<EventChannel>,
-    qp: &IdleQueuePair,
+    id: &CmId,
     private_data: &[u8],
     reads: u8,
 ) -> Result<CmEvent> {
-    qp.id().connect(&ConnectParams {
+    id.connect(&ConnectParams {
         private_data,
         initiator_depth: 0,
         responder_resources: reads,
         retry_count: 7,
         rnr_retry_count: 7,
     })?;
-    event(channel, qp.id().key())
+    event(channel, id.key())
 }
 
 pub fn run(address: SocketAddr) -> Result<()> {
@@ -113,7 +113,7 @@ pub fn run(address: SocketAddr) -> Result<()> {
         println!("{what}: {status}");
     }
     let qp = resolved(&channel, address)?;
-    let event = ask(&channel, &qp, good.as_bytes(), 1)?;
+    let event = ask(&channel, qp.id(), good.as_bytes(), 1)?;
     ensure!(matches!(event.kind, CmEventKind::Established), "{event:?}");
     let accept = CmAccept::parse(&event.private_data)?;
     ensure!(
@@ -133,7 +133,7 @@ fn rejected(
     status: CmStatus,
 ) -> Result<()> {
     let qp = resolved(channel, address)?;
-    let event = ask(channel, &qp, request.as_bytes(), reads)?;
+    let event = ask(channel, qp.id(), request.as_bytes(), reads)?;
     ensure!(
         matches!(event.kind, CmEventKind::Rejected),
         "not rejected: {event:?}"
@@ -148,27 +148,6 @@ fn rejected(
         reject.status() == status,
         "rejected with {}",
         reject.status()
-    );
-    Ok(())
-}
-
-/// Connects and stays silent: the target must end the connection. Prints how long it took.
-pub fn silent(address: SocketAddr) -> Result<()> {
-    let channel = EventChannel::new()?;
-    let qp = resolved(&channel, address)?;
-    let request = CmRequest::new(Qid(0), ENTRIES, Cntlid(0xffff));
-    let established = ask(&channel, &qp, request.as_bytes(), 1)?;
-    ensure!(
-        matches!(established.kind, CmEventKind::Established),
-        "{established:?}"
-    );
-    let begin = std::time::Instant::now();
-    expect(&channel, qp.id().key(), |kind| {
-        matches!(kind, CmEventKind::Disconnected)
-    })?;
-    println!(
-        "the target hung up after {} ms",
-        begin.elapsed().as_millis()
     );
     Ok(())
 }

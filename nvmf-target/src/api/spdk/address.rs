@@ -6,6 +6,8 @@ use nvmf_rpc::RpcError;
 use nvmf_rpc::types::ListenAddress;
 use serde::Deserialize;
 
+use crate::config::{Address, Carrier};
+
 /// `listen_address` as clients give it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,18 +32,8 @@ impl GivenAddress {
 }
 
 /// An address that can be listened on.
-pub fn parse(address: &ListenAddress) -> Result<SocketAddr, RpcError> {
-    if address.trtype.eq_ignore_ascii_case("RDMA") {
-        return Err(RpcError::not_supported(
-            "the API makes TCP listeners only; declare others in the configuration",
-        ));
-    }
-    if !address.trtype.eq_ignore_ascii_case("TCP") {
-        return Err(RpcError::invalid(format!(
-            "trtype {:?} is unknown; write TCP",
-            address.trtype
-        )));
-    }
+pub fn parse(address: &ListenAddress) -> Result<Address, RpcError> {
+    let carrier = carrier(&address.trtype)?;
     let ip: IpAddr = address.traddr.parse().map_err(|_| {
         RpcError::invalid(format!(
             "traddr {:?} is no IP address; write such as 10.0.0.5, fd00::5 or 0.0.0.0",
@@ -56,7 +48,10 @@ pub fn parse(address: &ListenAddress) -> Result<SocketAddr, RpcError> {
         )));
     }
     match address.trsvcid.parse::<u16>() {
-        Ok(port) if port != 0 => Ok(SocketAddr::new(ip, port)),
+        Ok(port) if port != 0 => Ok(Address {
+            carrier,
+            socket: SocketAddr::new(ip, port),
+        }),
         _ => Err(RpcError::invalid(format!(
             "trsvcid {:?} is no port; write one such as \"4420\"",
             address.trsvcid
@@ -65,12 +60,29 @@ pub fn parse(address: &ListenAddress) -> Result<SocketAddr, RpcError> {
 }
 
 /// An address as results have it.
-pub fn describe(address: SocketAddr) -> ListenAddress {
+pub fn describe(address: Address) -> ListenAddress {
+    let socket = address.socket;
     ListenAddress {
-        trtype: "TCP".to_owned(),
-        adrfam: family(address.ip()).to_owned(),
-        traddr: address.ip().to_string(),
-        trsvcid: address.port().to_string(),
+        trtype: trtype(address.carrier).to_owned(),
+        adrfam: family(socket.ip()).to_owned(),
+        traddr: socket.ip().to_string(),
+        trsvcid: socket.port().to_string(),
+    }
+}
+
+/// A transport by its name, in either case.
+pub fn carrier(trtype: &str) -> Result<Carrier, RpcError> {
+    let known = [Carrier::Tcp, Carrier::Rdma].into_iter();
+    let mut named = known.filter(|carrier| self::trtype(*carrier).eq_ignore_ascii_case(trtype));
+    let unknown = || RpcError::invalid(format!("trtype {trtype:?} is unknown; write TCP or RDMA"));
+    named.next().ok_or_else(unknown)
+}
+
+/// A transport's name.
+pub fn trtype(carrier: Carrier) -> &'static str {
+    match carrier {
+        Carrier::Tcp => "TCP",
+        Carrier::Rdma => "RDMA",
     }
 }
 
@@ -96,6 +108,8 @@ mod tests {
             "trtype": "TCP", "adrfam": "ipv4", "traddr": "10.0.0.5", "trsvcid": "04420",
         }));
         assert_eq!(short, long);
+        let rdma = given(json!({"trtype": "rdma", "traddr": "10.0.0.5", "trsvcid": "4420"}));
+        assert_eq!(rdma.unwrap().trtype, "RDMA");
         let v6 = given(json!({"trtype": "TCP", "traddr": "FD00:0::5", "trsvcid": "1"})).unwrap();
         assert_eq!(
             (v6.adrfam.as_str(), v6.traddr.as_str()),
@@ -106,10 +120,6 @@ mod tests {
     #[test]
     fn what_cannot_be_listened_on_is_refused() {
         for (wrong, code) in [
-            (
-                json!({"trtype": "RDMA", "traddr": "10.0.0.5", "trsvcid": "1"}),
-                code::NOT_SUPPORTED,
-            ),
             (
                 json!({"trtype": "FC", "traddr": "10.0.0.5", "trsvcid": "1"}),
                 code::INVALID,

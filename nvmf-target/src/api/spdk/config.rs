@@ -7,10 +7,11 @@ use nvmf_rpc::RpcError;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::register;
+use super::{address, register};
 use crate::api::manager::Manager;
 use crate::api::state::{BdevKind, BdevRecord, SubsystemRecord, TransportRecord};
 use crate::api::{Methods, NoParams};
+use crate::config::Carrier;
 
 pub(super) fn register(methods: &mut Methods, manager: &Rc<Manager>) {
     register!(methods, manager:
@@ -36,12 +37,11 @@ async fn get_config(manager: Rc<Manager>, params: GetConfig) -> Result<Value, Rp
     let state = manager.state();
     let requests: Vec<Value> = match params.name.as_str() {
         "bdev" => state.bdevs.iter().map(bdev).collect(),
-        "nvmf" => {
-            let transport = state.transport.iter().map(transport);
-            transport
-                .chain(state.subsystems.iter().flat_map(subsystem))
-                .collect()
-        }
+        "nvmf" => state
+            .transports()
+            .map(transport)
+            .chain(state.subsystems.iter().flat_map(subsystem))
+            .collect(),
         other => {
             return Err(RpcError::params(format!(
                 "there is no subsystem {other:?} of the program; framework_get_subsystems lists all"
@@ -80,9 +80,9 @@ fn bdev(record: &BdevRecord) -> Value {
     request(method, params)
 }
 
-fn transport(record: &TransportRecord) -> Value {
+fn transport((carrier, record): (Carrier, &TransportRecord)) -> Value {
     let params = json!({
-        "trtype": "TCP",
+        "trtype": address::trtype(carrier),
         "max_queue_depth": record.queue_depth,
         "max_io_qpairs_per_ctrlr": record.io_queues,
         "in_capsule_data_size": record.in_capsule_bytes,

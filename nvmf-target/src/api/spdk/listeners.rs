@@ -3,7 +3,6 @@
 use std::rc::Rc;
 
 use nvmf_rpc::RpcError;
-use nvmf_rpc::types::ListenAddress;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -13,11 +12,9 @@ use super::{OneSubsystem, check_target, register, unsupported};
 use crate::api::Methods;
 use crate::api::manager::{Manager, parse_subsystem, ports_of};
 use crate::api::state::State;
-use crate::config::Address;
 use crate::control::association::{Association, EndReason};
-use crate::control::listeners::Bound;
+use crate::control::listeners;
 use crate::control::live::{self, LiveError, Owner};
-use crate::control::net::Listener;
 
 pub(super) fn register(methods: &mut Methods, manager: &Rc<Manager>) {
     register!(methods, manager:
@@ -57,18 +54,16 @@ async fn add_listener(manager: Rc<Manager>, params: AddListener) -> Result<bool,
     }
     let target = &manager.target;
     // Before it is written down: a port that cannot be had is no part of the state.
-    let bound = match target.listeners.covers(address) {
-        true => None,
-        false => Some(Listener::bind(address).map_err(|error| {
-            RpcError::system(&format!("cannot listen on tcp://{address}"), &error)
-        })?),
-    };
+    let bound =
+        match target.listeners.covers(address) {
+            true => None,
+            false => Some(listeners::bind_one(&target.rdma, address).map_err(|error| {
+                RpcError::system(&format!("cannot listen on {address}"), &error)
+            })?),
+        };
     // Started first, so that discovery tells of it as soon as the subsystem is served there.
-    if let Some(listener) = bound {
-        let configured = Address::tcp(address);
-        target
-            .listeners
-            .start(target, configured, Bound::Tcp(listener), false);
+    if let Some(bound) = bound {
+        target.listeners.start(target, address, bound, false);
     }
     let applied = apply(&manager, &change, after, index).await;
     if applied.is_err() {
@@ -92,10 +87,8 @@ async fn remove_listener(manager: Rc<Manager>, params: RemoveListener) -> Result
     let mut after = manager.state().clone();
     let index = find(&manager, &after, &params.nqn)?;
     if !after.subsystems[index].listeners.remove(&given) {
-        let ListenAddress {
-            traddr, trsvcid, ..
-        } = given;
-        let message = format!("{} is not served at {traddr} port {trsvcid}", params.nqn);
+        let address = address::parse(&given)?;
+        let message = format!("{} is not served at {address}", params.nqn);
         return Err(RpcError::not_found(message));
     }
     apply(&manager, &change, after, index).await?;

@@ -13,8 +13,10 @@ use super::subsystems::reading;
 use super::{OneSubsystem, address, check_target, register};
 use crate::api::Methods;
 use crate::api::manager::Manager;
+use crate::config::Address;
 use crate::control::association::{Association, Stage};
 use crate::control::target::Served;
+use crate::rdma::DeviceStats;
 
 /// Where admin queues are.
 const CONTROL: &str = "control";
@@ -53,6 +55,8 @@ async fn get_qpairs(manager: Rc<Manager>, params: OneSubsystem) -> Result<Value,
     let served = reading(&manager, &params)?;
     let mut all = Vec::new();
     for association in live(&served) {
+        let carrier = association.local().carrier;
+        let at = |socket| address::describe(Address { carrier, socket });
         let pair = |qid: u16, thread: String, local: SocketAddr, peer: SocketAddr| {
             json!({
                 "cntlid": association.shared.key.cntlid.0,
@@ -60,14 +64,14 @@ async fn get_qpairs(manager: Rc<Manager>, params: OneSubsystem) -> Result<Value,
                 "state": "enabled",
                 "thread": thread,
                 "hostnqn": association.shared.host_nqn.as_str(),
-                "listen_address": address::describe(local),
-                "peer_address": address::describe(peer),
+                "listen_address": at(local),
+                "peer_address": at(peer),
             })
         };
         all.push(pair(
             0,
             CONTROL.to_owned(),
-            association.local(),
+            association.local().socket,
             association.peer(),
         ));
         for (qid, shard, local, peer) in association.queues() {
@@ -98,7 +102,8 @@ async fn get_stats(manager: Rc<Manager>, params: GetStats) -> Result<Value, RpcE
         "current_io_qpairs": 0,
         "pending_bdev_io": 0,
         "completed_nvme_io": 0,
-        "transports": [{ "trtype": "TCP" }],
+        "buffers_in_use": target.rdma.buffers_in_use(),
+        "transports": transports(None, &target.rdma.stats()),
     })];
     let placed = target.shards.placed_so_far();
     for (index, stats) in target.shards.stats().await.into_iter().enumerate() {
@@ -121,8 +126,51 @@ async fn get_stats(manager: Rc<Manager>, params: GetStats) -> Result<Value, RpcE
             "current_io_qpairs": stats.queues.len(),
             "pending_bdev_io": pending,
             "completed_nvme_io": completed,
-            "transports": [{ "trtype": "TCP", "pending_data_buffer": stats.waiting_for_buffer }],
+            "buffers_in_use": stats.buffers_in_use,
+            "transports": transports(Some(stats.waiting_for_buffer), &stats.rdma),
         }));
     }
     Ok(json!({ "tick_rate": TICK_RATE, "poll_groups": groups }))
+}
+
+/// What a thread did, by transport. Names of counters are SPDK's as far as it has them; the rest is about what a command costs.
+fn transports(waiting: Option<u64>, rdma: &[DeviceStats]) -> Value {
+    let transport = |trtype: &str| {
+        let mut transport = json!({ "trtype": trtype });
+        // Commands of all transports wait for one pool.
+        if let Some(waiting) = waiting {
+            transport["pending_data_buffer"] = waiting.into();
+        }
+        transport
+    };
+    let mut transports = vec![transport("TCP")];
+    if !rdma.is_empty() {
+        let mut over_rdma = transport("RDMA");
+        over_rdma["devices"] = rdma.iter().map(device).collect();
+        transports.push(over_rdma);
+    }
+    Value::Array(transports)
+}
+
+fn device(stats: &DeviceStats) -> Value {
+    let counts = &stats.counts;
+    json!({
+        "name": stats.device,
+        "polls": counts.polls,
+        "idle_polls": counts.idle_polls,
+        "completions": counts.completions,
+        "total_send_wrs": counts.sends + counts.reads + counts.writes + counts.others,
+        "send_doorbell_updates": counts.posts,
+        "total_recv_wrs": counts.receives,
+        "recv_doorbell_updates": counts.receives,
+        "send_wrs": counts.sends,
+        "read_wrs": counts.reads,
+        "write_wrs": counts.writes,
+        "other_wrs": counts.others,
+        "signalled_wrs": counts.signalled,
+        "failed_wrs": counts.failed,
+        "registrations": stats.registrations,
+        "current_qpairs": stats.queue_pairs,
+        "current_qpair_bytes": stats.queue_pair_bytes,
+    })
 }

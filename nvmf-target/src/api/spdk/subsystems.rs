@@ -67,7 +67,7 @@ pub(super) fn reading(manager: &Manager, params: &OneSubsystem) -> Result<Rc<Ser
 pub(super) fn listen_addresses(target: &Target, served: &Served) -> Vec<ListenAddress> {
     let open = target.listeners.ports();
     let ports = served.ports.borrow().among(&open);
-    let addresses = ports.iter().map(|port| address::describe(port.address));
+    let addresses = ports.iter().map(|port| address::describe(port.at()));
     addresses.collect()
 }
 

@@ -1,18 +1,23 @@
-//! The transport. TCP is always there: making it says what hosts may use from then on, as its options do in SPDK.
+//! The transports. TCP is always there, and RDMA where its libraries are: making one says what hosts may use from then on, as its options do in
+//! SPDK.
 
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 
+use nvmf_io::verbs::available;
 use nvmf_rpc::RpcError;
 use nvmf_rpc::error::code;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{check_target, register, unsupported};
+use super::{address, check_target, register, unsupported};
 use crate::api::Methods;
 use crate::api::manager::Manager;
 use crate::api::state::TransportRecord;
-use crate::config::limits;
+use crate::config::{Carrier, limits};
+use crate::control::discovery::Port;
+use crate::control::target::Target;
+use crate::rdma::MAX_IN_CAPSULE_BYTES;
 
 pub(super) fn register(methods: &mut Methods, manager: &Rc<Manager>) {
     register!(methods, manager:
@@ -76,12 +81,12 @@ struct CreateTransport {
 
 async fn create_transport(manager: Rc<Manager>, params: CreateTransport) -> Result<bool, RpcError> {
     check_target(params.tgt_name.as_deref())?;
-    if !params.trtype.eq_ignore_ascii_case("TCP") {
-        return Err(RpcError::not_supported(format!(
-            "trtype {:?}: the API makes TCP; declare others in the configuration",
-            params.trtype
-        )));
-    }
+    let carrier = address::carrier(&params.trtype)?;
+    let in_capsule_limit = match carrier {
+        Carrier::Tcp => limits::IN_CAPSULE_BYTES,
+        // More than its receives have room for would be cut to it.
+        Carrier::Rdma => *limits::IN_CAPSULE_BYTES.start()..=u64::from(MAX_IN_CAPSULE_BYTES),
+    };
     unsupported(params.dif_insert_or_strip, "dif_insert_or_strip")?;
     let queues = params
         .max_io_qpairs_per_ctrlr
@@ -98,7 +103,7 @@ async fn create_transport(manager: Rc<Manager>, params: CreateTransport) -> Resu
         in_capsule_bytes: ranged(
             "in_capsule_data_size",
             params.in_capsule_data_size,
-            &limits::IN_CAPSULE_BYTES,
+            &in_capsule_limit,
         )?
         .map(|bytes| bytes as u32),
         max_transfer_bytes: ranged(
@@ -122,15 +127,24 @@ async fn create_transport(manager: Rc<Manager>, params: CreateTransport) -> Resu
             "max_io_size is no power of two, which is all that MDTS can express",
         ));
     }
+    if carrier == Carrier::Rdma {
+        available().map_err(|error| RpcError::not_supported(error.to_string()))?;
+    }
     let change = manager.begin().await;
     let mut after = manager.state().clone();
-    if after.transport.is_some() {
+    let kept = after.transport_mut(carrier);
+    if kept.is_some() {
         // The code and the words are SPDK's: scripts look for them.
-        return Err(RpcError::internal("Transport type 'TCP' already exists"));
+        let message = format!(
+            "Transport type '{}' already exists",
+            address::trtype(carrier)
+        );
+        return Err(RpcError::internal(message));
     }
-    after.transport = Some(record.clone());
+    *kept = Some(record.clone());
     let put = async {
-        manager.target.transport.replace(record);
+        let transports = &manager.target.transports;
+        transports.borrow_mut().insert(carrier, record);
         Ok(true)
     };
     manager.commit(&change, after, put).await
@@ -160,29 +174,57 @@ struct GetTransports {
 
 async fn get_transports(manager: Rc<Manager>, params: GetTransports) -> Result<Value, RpcError> {
     check_target(params.tgt_name.as_deref())?;
-    if let Some(trtype) = params.trtype
-        && !trtype.eq_ignore_ascii_case("TCP")
-    {
-        let message = format!("there is no transport {trtype:?}; nvmf_get_transports lists all");
-        return Err(RpcError::new(code::NO_DEVICE, message));
-    }
     let target = &manager.target;
-    let limits = target.announced();
+    let mut there = vec![Carrier::Tcp];
+    let rdma_made = target.transports.borrow().contains_key(&Carrier::Rdma);
+    let listens = |port: &Port| port.carrier == Carrier::Rdma;
+    if rdma_made || target.listeners.ports().iter().any(listens) {
+        there.push(Carrier::Rdma);
+    }
+    if let Some(trtype) = params.trtype {
+        there.retain(|carrier| address::trtype(*carrier).eq_ignore_ascii_case(&trtype));
+        if there.is_empty() {
+            let message =
+                format!("there is no transport {trtype:?}; nvmf_get_transports lists all");
+            return Err(RpcError::new(code::NO_DEVICE, message));
+        }
+    }
+    Ok(there
+        .into_iter()
+        .map(|carrier| describe(target, carrier))
+        .collect())
+}
+
+fn describe(target: &Target, carrier: Carrier) -> Value {
+    let limits = target.announced(carrier);
     let config = target.config.borrow();
-    Ok(json!([{
-        "trtype": "TCP",
+    let mut transport = json!({
+        "trtype": address::trtype(carrier),
         "max_queue_depth": limits.controller.max_queue_entries,
         "max_io_qpairs_per_ctrlr": limits.controller.max_io_queues,
         "in_capsule_data_size": limits.controller.in_capsule_bytes,
         "max_io_size": limits.controller.max_transfer_bytes,
-        "io_unit_size": limits.r2t_window_bytes,
         "max_aq_depth": 32,
         "num_shared_buffers": config.limits.buffer_bytes / u64::from(limits.r2t_window_bytes),
         "buf_cache_size": 0,
         "dif_insert_or_strip": false,
         "zcopy": false,
-        "c2h_success": limits.success_flag,
-        "sock_priority": 0,
         "abort_timeout_sec": 1,
-    }]))
+    });
+    let own = match carrier {
+        Carrier::Tcp => json!({
+            "io_unit_size": limits.r2t_window_bytes,
+            "c2h_success": limits.success_flag,
+            "sock_priority": 0,
+        }),
+        // Every queue has receives of its own, and data move in one piece.
+        Carrier::Rdma => json!({
+            "io_unit_size": limits.controller.max_transfer_bytes,
+            "no_srq": true,
+        }),
+    };
+    if let (Value::Object(transport), Value::Object(own)) = (&mut transport, own) {
+        transport.extend(own);
+    }
+    transport
 }

@@ -25,7 +25,8 @@ use super::super::accept::Counted;
 use super::super::handshake::{Carried, Connecting, Refusal};
 use super::super::target::Target;
 use super::super::{admin, io_connect};
-use super::{Service, watched};
+use super::{HungUp, Service, watched};
+use crate::rdma::DeviceUse;
 
 /// Bytes of Connect's data.
 const DATA_BYTES: u32 = ConnectData::SIZE as u32;
@@ -35,9 +36,11 @@ pub struct Greeted {
     pub(super) service: Rc<Service>,
     pub(super) qp: QueuePair,
     pub(super) fd: AsyncFd<OwnedFd>,
-    pub(super) hung_up: watch::Receiver<bool>,
+    pub(super) hung_up: watch::Receiver<Option<HungUp>>,
     qid: Qid,
     entries: u16,
+    /// Keeps the thread's registrations.
+    _device: DeviceUse,
 }
 
 /// Why a connection ended before its Connect succeeded.
@@ -116,7 +119,7 @@ impl Greeted {
     pub(super) fn new(
         service: Rc<Service>,
         qp: QueuePair,
-        hung_up: watch::Receiver<bool>,
+        hung_up: watch::Receiver<Option<HungUp>>,
         qid: Qid,
         entries: u16,
     ) -> Result<Self, VerbsError> {
@@ -124,7 +127,10 @@ impl Greeted {
             call: "dup",
             errno: nvmf_io::Errno::from_io_error(&error).unwrap_or(nvmf_io::Errno::IO),
         })?;
+        let bytes = qp.memory_bytes() as u64;
+        let device = service.registrars.borrow_mut().enter(qp.domain(), bytes);
         Ok(Greeted {
+            _device: device,
             service,
             qp,
             fd,
@@ -144,7 +150,7 @@ impl Greeted {
     /// The queue pair for a shard, and the means to route its events. `None` if something is still posted on it, or the host has hung
     /// up.
     pub fn into_idle(self) -> Option<(IdleQueuePair, Rc<Service>)> {
-        let (id, gone) = (self.qp.id().key(), *self.hung_up.borrow());
+        let (id, gone) = (self.qp.id().key(), self.hung_up.borrow().is_some());
         match self.qp.detach() {
             Ok(qp) if !gone => Some((qp, self.service)),
             _ => {
@@ -254,8 +260,12 @@ impl Greeted {
                 }
                 None => {}
             }
-            if *self.hung_up.borrow() {
-                return Err(Ended::Closed("the host closed the connection".into()));
+            if let Some(why) = *self.hung_up.borrow() {
+                let reason = match why {
+                    HungUp::Host => "the host closed the connection",
+                    HungUp::Device => "the RDMA device was removed",
+                };
+                return Err(Ended::Closed(reason.into()));
             }
             tokio::select! {
                 ready = self.fd.readable() => {

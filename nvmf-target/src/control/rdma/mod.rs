@@ -2,18 +2,19 @@
 //!
 //! One event channel serves all listeners and connections for as long as the process lives. An event is routed by its identifier: to the
 //! task that has the connection here, or to the shard that has it. What is made once for the thread (domains, registrations, buffers of
-//! admin queues) lives here too.
+//! admin queues) lives here too. [`devices`] is about devices that go away and come back, [`listener`] about listening on them.
 
+mod devices;
 mod greeting;
+mod listener;
 mod pump;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nvme_proto::rdma::{CmAccept, CmFault, CmReject, CmRequest, CmStatus};
@@ -32,13 +33,12 @@ use super::accept::{Counted, RateLimit};
 use super::net;
 use super::target::Target;
 use crate::config::limits::IO_QUEUES;
-use crate::rdma::{MAX_IN_CAPSULE_BYTES, Registrars, send_entries};
+use crate::rdma::{DeviceStats, MAX_IN_CAPSULE_BYTES, Registrars, send_entries};
 
 pub use greeting::Greeted;
+pub use listener::RdmaListener;
 pub use pump::{Pulse, RdmaPump};
 
-/// Connection requests that may wait to be looked at.
-const BACKLOG: u16 = 128;
 /// Most memory for receives and data of admin queues, taken as it is needed: an admin queue of 32 entries posts 128 KiB.
 const POOL_BYTES: usize = 256 << 20;
 /// Pause after the connection manager failed, which may last.
@@ -55,6 +55,8 @@ pub struct Service {
     channel: Arc<EventChannel>,
     routes: RefCell<HashMap<IdKey, Route>>,
     domains: RefCell<Vec<Arc<ProtectionDomain>>>,
+    /// Devices that are gone, until nobody here uses them any more.
+    leaving: RefCell<Vec<Weak<ProtectionDomain>>>,
     pool: BufPool,
     registrars: RefCell<Registrars>,
     refusals: RefCell<RateLimit>,
@@ -62,50 +64,31 @@ pub struct Service {
 }
 
 /// Whom the events of an identifier concern.
-enum Route {
+struct Route {
+    to: To,
+    /// The device that it is on; none for listeners on a wildcard address.
+    device: Weak<ProtectionDomain>,
+}
+
+enum To {
     /// A listener.
-    Listener,
+    Listener(watch::Sender<bool>),
     /// A connection that a task here has.
-    Here(watch::Sender<bool>),
+    Here(watch::Sender<Option<HungUp>>),
     /// A connection that a shard has.
     Shard(usize),
 }
 
-/// A listener that is bound and listens; requests are looked at once it is started.
-pub struct RdmaListener {
-    id: CmId,
-    service: Rc<Service>,
-    /// The address it really has.
-    pub address: SocketAddr,
-}
-
-impl Drop for RdmaListener {
-    fn drop(&mut self) {
-        self.service.routes.borrow_mut().remove(&self.id.key());
-    }
+/// Why a connection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HungUp {
+    /// The host closed it, or cannot be reached.
+    Host,
+    /// The device is gone.
+    Device,
 }
 
 impl Rdma {
-    /// Listens on `address`.
-    pub fn bind(&self, address: SocketAddr) -> io::Result<RdmaListener> {
-        let explain = |error: VerbsError| {
-            let kind = match &error {
-                VerbsError::Call { errno, .. } => io::Error::from(*errno).kind(),
-                _ => io::ErrorKind::Unsupported,
-            };
-            io::Error::new(kind, format!("cannot listen on rdma://{address}: {error}"))
-        };
-        let service = self.service().map_err(explain)?;
-        let id = CmId::new(&service.channel).map_err(explain)?;
-        id.listen(address, BACKLOG).map_err(explain)?;
-        let address = id.local_addr().unwrap_or(address);
-        Ok(RdmaListener {
-            id,
-            service,
-            address,
-        })
-    }
-
     fn service(&self) -> Result<Rc<Service>, VerbsError> {
         if let Some(service) = self.service.get() {
             return Ok(Rc::clone(service));
@@ -114,6 +97,7 @@ impl Rdma {
             channel: EventChannel::new()?,
             routes: RefCell::default(),
             domains: RefCell::default(),
+            leaving: RefCell::default(),
             pool: BufPool::new(&PoolConfig {
                 max_bytes: POOL_BYTES,
                 ..PoolConfig::default()
@@ -128,25 +112,20 @@ impl Rdma {
     /// A connection that a shard had is gone.
     pub fn forget(&self, id: IdKey) {
         if let Some(service) = self.service.get() {
-            service.routes.borrow_mut().remove(&id);
+            service.forget(id);
         }
     }
-}
 
-impl RdmaListener {
-    /// Takes connection requests from here on, until it is dropped.
-    pub fn start(&self, target: &Rc<Target>) -> io::Result<()> {
-        let service = &self.service;
-        service
-            .routes
-            .borrow_mut()
-            .insert(self.id.key(), Route::Listener);
-        if !service.followed.replace(true) {
-            let fd = watched(service.channel.as_fd())?;
-            let (target, service) = (Rc::clone(target), Rc::clone(service));
-            net::spawn(async move { follow(target, service, fd).await });
-        }
-        Ok(())
+    /// Buffers that receives and commands of admin queues have.
+    pub fn buffers_in_use(&self) -> u64 {
+        let service = self.service.get();
+        service.map_or(0, |service| service.pool.in_use() as u64)
+    }
+
+    /// What the control thread did on each device, for admin queues.
+    pub fn stats(&self) -> Vec<DeviceStats> {
+        let service = self.service.get();
+        service.map_or_else(Vec::new, |service| service.registrars.borrow().stats())
     }
 }
 
@@ -185,43 +164,49 @@ impl Service {
     fn handle(self: &Rc<Self>, target: &Rc<Target>, event: CmEvent) {
         match event.kind {
             CmEventKind::ConnectRequest(id) => {
-                let listens = matches!(self.routes.borrow().get(&event.id), Some(Route::Listener));
+                let listens = matches!(
+                    self.routes.borrow().get(&event.id),
+                    Some(Route {
+                        to: To::Listener(_),
+                        ..
+                    })
+                );
                 if !listens || target.stopping.get() {
                     return refuse(&id, CmStatus::NO_RESOURCES);
                 }
                 self.request(target, id, &event.private_data, event.initiator_depth);
             }
             CmEventKind::DeviceRemoved => {
-                if matches!(self.routes.borrow().get(&event.id), Some(Route::Listener)) {
-                    tracing::error!(
-                        "an RDMA device is gone, and a listener with it; restart the target once it is back"
-                    );
+                let routes = self.routes.borrow();
+                let domain = routes.get(&event.id).map(|route| route.device.upgrade());
+                drop(routes);
+                match domain.flatten() {
+                    Some(domain) => self.device_gone(target, &domain),
+                    None => self.hang_up(target, event.id, HungUp::Device),
                 }
-                self.forget_devices();
-                self.hang_up(target, event.id);
             }
             CmEventKind::Disconnected | CmEventKind::Failed(_) | CmEventKind::Rejected => {
-                self.hang_up(target, event.id);
+                self.hang_up(target, event.id, HungUp::Host);
             }
             _ => {}
         }
     }
 
     /// The connection is over, or as good as that.
-    fn hang_up(&self, target: &Target, id: IdKey) {
-        match self.routes.borrow().get(&id) {
-            Some(Route::Here(hung_up)) => {
-                hung_up.send_replace(true);
+    fn hang_up(&self, target: &Target, id: IdKey, why: HungUp) {
+        let routes = self.routes.borrow();
+        match routes.get(&id).map(|route| &route.to) {
+            Some(To::Here(hung_up)) => {
+                hung_up.send_if_modified(|known| known.is_none() && known.replace(why).is_none());
             }
-            Some(Route::Shard(shard)) => target.shards.hung_up(*shard, id),
-            Some(Route::Listener) | None => {}
+            Some(To::Shard(shard)) => target.shards.hung_up(*shard, id),
+            Some(To::Listener(gone)) => {
+                gone.send_if_modified(|gone| {
+                    why == HungUp::Device && !std::mem::replace(gone, true)
+                });
+            }
+            None => {}
         }
-    }
-
-    /// A device that comes back is another one. Domains still in use are kept by who uses them; the next connection makes a new one.
-    fn forget_devices(&self) {
-        self.domains.borrow_mut().clear();
-        self.registrars.borrow_mut().prune();
     }
 
     /// Judges a connection request and accepts it, or rejects it with the code for what is wrong.
@@ -246,11 +231,9 @@ impl Service {
             ));
             return refuse(&id, CmStatus::NO_RESOURCES);
         };
-        let (key, sender) = (id.key(), watch::Sender::new(false));
-        let hung_up = sender.subscribe();
-        self.routes.borrow_mut().insert(key, Route::Here(sender));
-        if let Err((id, error)) = self.accept(target, id, &request, reads, counted, hung_up) {
-            self.routes.borrow_mut().remove(&key);
+        let key = id.key();
+        if let Err((id, error)) = self.accept(target, id, &request, reads, counted) {
+            self.forget(key);
             said(&error);
             if let Some(id) = id {
                 refuse(&id, CmStatus::NO_RESOURCES);
@@ -267,13 +250,19 @@ impl Service {
         request: &CmRequest,
         reads: u8,
         counted: Counted,
-        hung_up: watch::Receiver<bool>,
     ) -> Result<(), (Option<CmId>, VerbsError)> {
         let entries = request.entries();
         let domain = match self.domain(&id) {
             Ok(domain) => domain,
             Err(error) => return Err((Some(id), error)),
         };
+        let sender = watch::Sender::new(None);
+        let hung_up = sender.subscribe();
+        let route = Route {
+            to: To::Here(sender),
+            device: Arc::downgrade(&domain),
+        };
+        self.routes.borrow_mut().insert(id.key(), route);
         let sizes = QueueSizes {
             sends: send_entries(entries),
             receives: entries.into(),
@@ -313,21 +302,11 @@ impl Service {
         qp.receive(Some(segment))
     }
 
-    /// The domain of the device that the identifier is on.
-    fn domain(&self, id: &CmId) -> Result<Arc<ProtectionDomain>, VerbsError> {
-        let mut domains = self.domains.borrow_mut();
-        if let Some(domain) = domains.iter().find(|domain| domain.serves(id)) {
-            return Ok(Arc::clone(domain));
-        }
-        let domain = ProtectionDomain::new(id)?;
-        tracing::info!(device = domain.device_name(), limits = ?domain.limits(), "RDMA device in use");
-        domains.push(Arc::clone(&domain));
-        Ok(domain)
-    }
-
     /// The connection is a shard's from here on.
     pub fn give_to_shard(&self, id: IdKey, shard: usize) {
-        self.routes.borrow_mut().insert(id, Route::Shard(shard));
+        if let Some(route) = self.routes.borrow_mut().get_mut(&id) {
+            route.to = To::Shard(shard);
+        }
     }
 
     /// The connection is gone.

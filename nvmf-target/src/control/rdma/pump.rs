@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::super::association::EndReason;
 use super::super::pump::Event;
-use super::{Greeted, Service, no_memory};
+use super::{Greeted, HungUp, Service, no_memory};
 use crate::rdma::{Link, LinkEvent, LinkFailure};
 
 /// Completions that are handled before others on the thread get their turn.
@@ -37,13 +37,13 @@ pub struct Pulse {
     pub peer: SocketAddr,
     ask: Notify,
     beats: watch::Sender<u64>,
-    hung_up: watch::Receiver<bool>,
+    hung_up: watch::Receiver<Option<HungUp>>,
 }
 
 impl Pulse {
     /// Whether the host's device answers within `limit`. The host's software need not be awake for that.
     pub async fn beats(&self, limit: Duration) -> bool {
-        if *self.hung_up.borrow() {
+        if self.hung_up.borrow().is_some() {
             return false;
         }
         let mut beats = self.beats.subscribe();
@@ -51,7 +51,7 @@ impl Pulse {
         let mut hung_up = self.hung_up.clone();
         tokio::select! {
             beat = timeout(limit, beats.changed()) => matches!(beat, Ok(Ok(()))),
-            _ = hung_up.wait_for(|gone| *gone) => false,
+            _ = hung_up.wait_for(Option::is_some) => false,
         }
     }
 }
@@ -62,7 +62,7 @@ pub struct RdmaPump {
     link: Link,
     id: IdKey,
     fd: AsyncFd<OwnedFd>,
-    hung_up: watch::Receiver<bool>,
+    hung_up: watch::Receiver<Option<HungUp>>,
     pulse: Rc<Pulse>,
     /// Data of the command in each slot, in either direction.
     data: Vec<Option<Buf>>,
@@ -103,7 +103,6 @@ impl RdmaPump {
         conn.accept_connect(connect.0, connect.1);
         let link = {
             let mut registrars = service.registrars.borrow_mut();
-            let registrar = registrars.of(qp.domain());
             let depth = limits.depth;
             Link::new(
                 qp,
@@ -111,7 +110,7 @@ impl RdmaPump {
                 depth,
                 limits.in_capsule_bytes,
                 &service.pool,
-                registrar,
+                &mut registrars,
             )
         };
         let link = link.and_then(|link| link.ok_or_else(|| no_memory("ibv_post_recv")));
@@ -199,7 +198,10 @@ impl RdmaPump {
                     .map(|mut ready| ready.clear_ready())
                     .map_err(|error| EndReason::Socket(error.to_string()))
             }
-            _ = self.hung_up.wait_for(|gone| *gone) => Err(EndReason::HostClosed),
+            why = self.hung_up.wait_for(Option::is_some) => Err(match why.as_deref() {
+                Ok(Some(HungUp::Device)) => EndReason::DeviceRemoved,
+                _ => EndReason::HostClosed,
+            }),
             () = self.pulse.ask.notified() => {
                 let probed = self.link.probe();
                 probed.map_err(|error| EndReason::Socket(error.to_string()))
