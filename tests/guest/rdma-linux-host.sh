@@ -286,13 +286,18 @@ check 'connections leave nothing behind' rounds
 
 # A host is killed while its data are under way: what was outstanding then comes back undone, which the target counts.
 buffers() { nvmfctl rpc nvmf_get_stats | jq '[.poll_groups[].buffers_in_use] | add'; }
-undone() { work | sed -n 's/^failed_wrs=//p'; }
+counter() { work | awk -F= -v name="$1" '$1 == name { n = $2 } END { print n + 0 }'; }
+beyond() { [ "$(counter "$1")" -ge "$2" ]; }
+# The host takes 4 responses to its 24 commands, which hold the rest up. When the target has posted a READ for each write, and WRITE and SEND for each
+# read, at most 4 SENDs, 5 WRITEs and 12 READs of these 36 can be done.
 dies() {
-  local before
-  before=$(undone)
-  rdma-peer dying $HERE:4420 $NQN 2 && return 1
+  local undone posted
+  undone=$(counter failed_wrs) posted=$(counter total_send_wrs)
+  start dying rdma-peer dying $HERE:4420 $NQN 2
+  wait_until 20 beyond total_send_wrs $((posted + 36))
+  stop dying KILL
   wait_until 20 no_queue
-  [ "$(undone)" -gt "$before" ]
+  beyond failed_wrs $((undone + 15))
 }
 deaths() {
   local n before held
@@ -301,7 +306,7 @@ deaths() {
   for ((n = 0; n < DEATHS * NVMF_SOAK; n++)); do dies; done
   wait_until 20 as_before "$before"
   expect 'buffers in use' "$held" "$(buffers)"
-  echo "$(undone) work requests came back undone; buffers in use: $held"
+  echo "$(counter failed_wrs) work requests came back undone; buffers in use: $held"
 }
 CHECK_TIMEOUT_S=$((120 * NVMF_SOAK)) check 'hosts killed in the middle of transfers leave nothing behind' deaths
 terminates() {

@@ -9,7 +9,7 @@
 //! rdma-peer silent ADDR:PORT     connects and sends no Connect, until the target hangs up
 //! rdma-peer half ADDR:PORT       asks for a connection and never looks at the answer, until it is killed
 //! rdma-peer mute ADDR:PORT NQN   brings a controller up and says nothing more, until the target hangs up
-//! rdma-peer dying ADDR:PORT NQN NSID   is killed (by itself) in the middle of data transfers
+//! rdma-peer dying ADDR:PORT NQN NSID   sends 24 commands and takes few responses, until it is killed in the middle of transfers
 //! ```
 //! Each step prints a line; the first that goes wrong ends the program with exit code 1 and says what.
 
