@@ -196,76 +196,10 @@ pub fn may_be_done(error: &Error) -> bool {
     )
 }
 
-/// Where to connect for a volume: its first TCP listener, or the address that the administrator gave with its port.
+/// Where to connect for a volume.
 pub fn address(volume: &Volume, traddr: Option<&str>) -> Result<Address, Error> {
-    let is_tcp = |trtype: &str| trtype.eq_ignore_ascii_case("tcp");
-    let listener = volume.listeners.iter().find(|listener| is_tcp(&listener.trtype)).ok_or_else(|| {
-        Error::Request(format!(
-            "volume {}: the target listens nowhere over TCP: add a listener to its configuration",
-            volume.name
-        ))
-    })?;
-    let port = listener.trsvcid.parse().map_err(|_| {
-        Error::Request(format!(
-            "volume {}: the target's port '{}' is no number",
-            volume.name, listener.trsvcid
-        ))
-    })?;
-    let listens_on = listener.traddr.as_str();
-    if traddr.is_none() && matches!(listens_on, "0.0.0.0" | "::") {
-        return Err(Error::Request(format!(
-            "the target listens on all of its addresses ({listens_on}) and does not say one that leads to it: start nvmf-docker \
-             with --traddr ADDRESS"
-        )));
-    }
-    Ok(Address::tcp(traddr.unwrap_or(listens_on), port))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use nvmf_rpc::types::ListenAddress;
-
-    fn volume(listeners: &[(&str, &str, &str)]) -> Volume {
-        let listeners: Vec<_> = listeners
-            .iter()
-            .map(|(trtype, traddr, trsvcid)| ListenAddress {
-                trtype: (*trtype).into(),
-                adrfam: "IPv4".into(),
-                traddr: (*traddr).into(),
-                trsvcid: (*trsvcid).into(),
-            })
-            .collect();
-        serde_json::from_value(serde_json::json!({
-            "pool": "p", "name": "v", "id": "i", "size_bytes": 1, "allocated_bytes": 0, "block_size": 4096, "nqn": "n", "nsid": 1,
-            "uuid": "", "nguid": "", "read_only": false, "hosts": [], "connected_hosts": [], "source": null, "created": "",
-            "listeners": listeners,
-        }))
-        .unwrap()
-    }
-
-    #[test]
-    fn the_address_is_a_tcp_listener_or_what_was_given() {
-        let both = volume(&[("RDMA", "192.0.2.1", "4421"), ("TCP", "192.0.2.1", "4420")]);
-        assert_eq!(
-            address(&both, None).unwrap(),
-            Address::tcp("192.0.2.1", 4420)
-        );
-        assert_eq!(
-            address(&both, Some("store")).unwrap(),
-            Address::tcp("store", 4420)
-        );
-        let any = volume(&[("TCP", "0.0.0.0", "4420")]);
-        assert!(
-            address(&any, None)
-                .unwrap_err()
-                .to_string()
-                .contains("--traddr")
-        );
-        assert_eq!(
-            address(&any, Some("store")).unwrap(),
-            Address::tcp("store", 4420)
-        );
-        assert!(address(&volume(&[]), None).is_err());
-    }
+    let (traddr, port) = volume
+        .reach(traddr)
+        .map_err(|error| Error::Request(error.to_string()))?;
+    Ok(Address::tcp(traddr, port))
 }

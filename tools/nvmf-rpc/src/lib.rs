@@ -8,6 +8,7 @@
 //! - [`endpoint`]: where the API is, as a user writes it.
 //! - [`tls`]: certificates and keys.
 //! - [`client`]: a client, async and blocking.
+//! - [`reach`]: the address at which a host finds a volume.
 //!
 //! Methods that SPDK has too keep SPDK's names, parameters and results; they have no types here and are called by
 //! name with [`Client::call`].
@@ -16,6 +17,7 @@ pub mod client;
 pub mod endpoint;
 pub mod error;
 pub mod message;
+pub mod reach;
 pub mod stream;
 pub mod tls;
 pub mod types;

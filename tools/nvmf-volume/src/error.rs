@@ -106,6 +106,14 @@ pub enum Error {
         /// By whom, as far as it can be told.
         by: Vec<String>,
     },
+    /// A file of ours that is none.
+    #[error("{}: {why}; remove it when the volume is not in use", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A setting that makes no sense.
     #[error("{0}")]
     Setting(String),
@@ -150,7 +158,10 @@ impl Error {
             | Error::Occupied { .. }
             | Error::TooSmall { .. } => Kind::Precondition,
             Error::Busy { .. } => Kind::Busy,
-            Error::System { .. } | Error::MissingTool { .. } | Error::Tool { .. } => Kind::Internal,
+            Error::System { .. }
+            | Error::MissingTool { .. }
+            | Error::Tool { .. }
+            | Error::Unreadable { .. } => Kind::Internal,
         }
     }
 

@@ -11,6 +11,7 @@
 //! | [`node`] | devices from the daemon, and who claims them |
 //! | [`mod@stage`] | from a device to a mounted file system, and back |
 //! | [`content`] | what is on a device |
+//! | [`mod@file`] | small files that are there whole or not at all |
 //! | [`filesystem`] | making, checking and growing ext4 and XFS |
 //! | [`mount`] | mounting, binding, unmounting |
 //! | [`mountinfo`] | what is mounted, here and in containers |
@@ -29,6 +30,7 @@
 
 pub mod content;
 pub mod error;
+pub mod file;
 pub mod filesystem;
 pub mod lock;
 pub mod mount;
@@ -42,7 +44,7 @@ pub use content::Content;
 pub use error::{Error, Kind};
 pub use filesystem::FsKind;
 pub use lock::VolumeLock;
-pub use node::{AttachSpec, Attached, Claim, Node, NodeOptions};
+pub use node::{AttachSpec, Attached, Claim, Node, NodeOptions, Seen};
 pub use stage::{FsSpec, Staged, stage, unstage};
 
 /// What the initiator's daemon is asked in.

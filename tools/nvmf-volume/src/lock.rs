@@ -17,6 +17,9 @@ use crate::error::Error;
 /// Longest file name that is made of a key; the kernel's limit is 255.
 const MAX_NAME_BYTES: usize = 200;
 
+/// The extension of a lock's file.
+const LOCK: &str = "lock";
+
 /// Held while something is done to a volume.
 #[derive(Debug)]
 pub struct VolumeLock {
@@ -38,7 +41,10 @@ impl VolumeLock {
 
     fn acquire(folder: &Path, key: &str, operation: FlockOperation) -> Result<Option<VolumeLock>> {
         fs::create_dir_all(folder).map_err(Error::system("make the folder", folder))?;
-        let path = folder.join(format!("{}.lock", file_name(key)));
+        VolumeLock::acquire_file(folder.join(format!("{}.{LOCK}", file_name(key))), operation)
+    }
+
+    fn acquire_file(path: PathBuf, operation: FlockOperation) -> Result<Option<VolumeLock>> {
         loop {
             let file = File::options()
                 .create(true)
@@ -63,6 +69,23 @@ impl VolumeLock {
                 Err(error) => return Err(Error::system("look at", &path)(error)),
             }
         }
+    }
+
+    /// Removes the files of locks whose holders died, and that nobody took since.
+    pub(crate) fn sweep(folder: &Path) -> Result<()> {
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::system("read", folder)(error)),
+        };
+        for entry in entries {
+            let path = entry.map_err(Error::system("read", folder))?.path();
+            if path.extension().is_some_and(|extension| extension == LOCK) {
+                // Taken and given back, which removes it.
+                VolumeLock::acquire_file(path, FlockOperation::NonBlockingLockExclusive)?;
+            }
+        }
+        Ok(())
     }
 
     /// The lock for a program that works on the volume; it is held until that program ends, too.
@@ -158,6 +181,18 @@ mod tests {
         assert!(VolumeLock::try_take(folder.path(), "v").unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn what_the_dead_left_is_swept_and_what_is_held_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        VolumeLock::sweep(&folder.path().join("missing")).unwrap();
+        let held = VolumeLock::take(folder.path(), "held").unwrap();
+        fs::write(folder.path().join("left.lock"), "").unwrap();
+        fs::write(folder.path().join("other"), "").unwrap();
+        VolumeLock::sweep(folder.path()).unwrap();
+        assert!(!folder.path().join("left.lock").exists());
+        assert!(folder.path().join("other").exists() && held.path.exists());
     }
 
     #[test]

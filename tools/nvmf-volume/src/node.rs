@@ -5,8 +5,8 @@
 //! claims are what may have been attached. They go with a reboot, as associations do.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nvmf_initiator::address::Address;
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::error::Error;
+use crate::file;
 use crate::lock::{VolumeLock, file_name};
 
 /// How long a detach is tried while something looks at the device, as udev does after each change of it.
@@ -101,6 +102,17 @@ pub struct Claim {
     pub hostnqn: String,
 }
 
+/// A namespace as the daemon sees it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Its device.
+    pub device: Option<PathBuf>,
+    /// Its size.
+    pub size_bytes: u64,
+    /// What is wrong with the association, in the daemon's words; `None` while it is live.
+    pub fault: Option<String>,
+}
+
 /// What became of the association when a claim ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detached {
@@ -132,7 +144,7 @@ impl Node {
 
     /// Waits for the lock of a subsystem, which all operations on its volumes hold.
     pub fn lock(&self, subnqn: &str) -> Result<VolumeLock> {
-        VolumeLock::take(&self.run_dir.join("locks"), subnqn)
+        VolumeLock::take(&self.locks_dir(), subnqn)
     }
 
     /// Has a namespace attached, however far earlier attempts came. Returns when its device can be used.
@@ -193,13 +205,8 @@ impl Node {
             true => Detached::Shared,
             false => self.disconnect(claim)?,
         };
-        let path = self.claim_path(claim);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::system("remove", &path)(error))
-            }
-            _ => Ok(detached),
-        }
+        file::remove(&self.claim_path(claim))?;
+        Ok(detached)
     }
 
     fn disconnect(&self, claim: &Claim) -> Result<Detached> {
@@ -242,14 +249,8 @@ impl Node {
             if path.extension().is_none_or(|extension| extension != CLAIM) {
                 continue;
             }
-            match fs::read(&path) {
-                Ok(text) => claims.push(serde_json::from_slice(&text).map_err(|error| {
-                    let remedy = "remove it when the volume is not in use";
-                    Error::Setting(format!("{}: {error}; {remedy}", path.display()))
-                })?),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::system("read", &path)(error)),
-            }
+            // One may go meanwhile.
+            claims.extend(file::read(&path)?);
         }
         Ok(claims)
     }
@@ -263,8 +264,36 @@ impl Node {
         }
     }
 
+    /// How a claimed namespace is; `None` where the daemon does not have it. Nothing is changed.
+    pub fn look(&self, claim: &Claim, namespace: NamespaceSelector) -> Result<Option<Seen>> {
+        let address = claim.address.to_string();
+        let is_it = |controller: &&ControllerStatus| {
+            (&controller.address, &controller.subnqn, &controller.hostnqn)
+                == (&address, &claim.subnqn, &claim.hostnqn)
+        };
+        let controllers = self.attached()?;
+        let Some(controller) = controllers.iter().find(is_it) else {
+            return Ok(None);
+        };
+        let namespace = namespace.find(&controller.namespaces)?;
+        Ok(namespace.map(|namespace| Seen {
+            device: namespace.device.clone(),
+            size_bytes: namespace.size_bytes,
+            fault: (controller.state != LIVE).then(|| controller.state.clone()),
+        }))
+    }
+
+    /// Removes what managers that died left of their locks.
+    pub fn sweep(&self) -> Result<()> {
+        VolumeLock::sweep(&self.locks_dir())
+    }
+
     fn ask(&self, request: Request, absent: Absent<'_>) -> Result<Option<Reply>> {
         Ok(client::ask(&self.initiator, request, absent)?)
+    }
+
+    fn locks_dir(&self) -> PathBuf {
+        self.run_dir.join("locks")
     }
 
     fn claims_dir(&self) -> PathBuf {
@@ -277,16 +306,12 @@ impl Node {
     }
 
     fn write_claim(&self, claim: &Claim) -> Result<()> {
-        let (folder, path) = (self.claims_dir(), self.claim_path(claim));
-        fs::create_dir_all(&folder).map_err(Error::system("make the folder", &folder))?;
-        let fresh = path.with_extension("new");
-        let write = |path: &Path| -> io::Result<()> {
-            fs::File::create(path)?.write_all(&serde_json::to_vec(claim)?)
-        };
-        write(&fresh).map_err(Error::system("write", &fresh))?;
-        fs::rename(&fresh, &path).map_err(Error::system("write", &path))
+        file::replace(&self.claim_path(claim), claim)
     }
 }
+
+/// The state of an association, as the daemon says it, that nothing is wrong with.
+const LIVE: &str = "live";
 
 /// The extension of a claim's file.
 const CLAIM: &str = "claim";
