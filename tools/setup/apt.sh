@@ -21,6 +21,7 @@ check    xfsprogs           XFS for unit tests of pools, as root
 check    btrfs-progs        btrfs for unit tests of pools, as root
 check    qemu-utils         qemu-io and qemu-img, clients of our NBD server that are not ours
 check    libnbd-bin         nbdinfo and nbdcopy, other ones
+check    iproute2           networks of tests in which a volume moves between nodes
 check    python3            reads the manifests in docs/deploy
 check    python3-yaml       parses them
 uml      flex               generates the lexer of the kernel's configuration language

@@ -37,7 +37,17 @@ pub enum AccessKind {
 impl Access {
     /// Checks one.
     pub fn new(capability: Option<&VolumeCapability>) -> Result<Access> {
-        let invalid = |why: &str| Status::invalid_argument(format!("volume_capability: {why}"));
+        Access::read(capability, Status::invalid_argument)
+    }
+
+    /// Checks that of a node's call, for which the interface has a code of its own where the volume cannot do what is asked.
+    pub fn on_node(capability: Option<&VolumeCapability>) -> Result<Access> {
+        Access::read(capability, Status::failed_precondition)
+    }
+
+    fn read(capability: Option<&VolumeCapability>, cannot: fn(String) -> Status) -> Result<Access> {
+        let said = |why: &str| format!("volume_capability: {why}");
+        let invalid = |why: &str| Status::invalid_argument(said(why));
         let capability = capability.ok_or_else(|| invalid("it is missing"))?;
         let mode = capability
             .access_mode
@@ -51,14 +61,17 @@ impl Access {
             Some(AccessType::Mount(mount)) => {
                 let fs = match mount.fs_type.as_str() {
                     "" => None,
-                    name => Some(name.parse().map_err(|error| invalid(&format!("{error}")))?),
+                    name => Some(
+                        name.parse()
+                            .map_err(|error| cannot(said(&format!("{error}"))))?,
+                    ),
                 };
                 if mount.mount_flags.iter().map(String::len).sum::<usize>() > MAX_MOUNT_FLAGS_BYTES
                 {
                     return Err(invalid("mount_flags are longer than 4 KiB"));
                 }
                 if !mount.volume_mount_group.is_empty() {
-                    return Err(invalid("volume_mount_group is not supported"));
+                    return Err(cannot(said("volume_mount_group is not supported")));
                 }
                 AccessKind::Mount {
                     fs,
@@ -68,7 +81,7 @@ impl Access {
         };
         let access = Access { kind, mode };
         match access.unsupported() {
-            Some(why) => Err(invalid(why)),
+            Some(why) => Err(cannot(said(why))),
             None => Ok(access),
         }
     }
@@ -129,6 +142,7 @@ impl Access {
 mod tests {
     use super::*;
     use crate::proto::volume_capability::{AccessMode, BlockVolume, MountVolume};
+    use tonic::Code;
 
     fn capability(access_type: Option<AccessType>, mode: Mode) -> VolumeCapability {
         VolumeCapability {
@@ -179,6 +193,15 @@ mod tests {
         ] {
             assert!(Access::new(Some(&wrong)).is_err(), "{wrong:?}");
         }
+        let code = |wrong: &VolumeCapability| Access::on_node(Some(wrong)).unwrap_err().code();
+        assert_eq!(
+            code(&capability(mount("ntfs"), Mode::SingleNodeWriter)),
+            Code::FailedPrecondition
+        );
+        assert_eq!(
+            code(&capability(None, Mode::SingleNodeWriter)),
+            Code::InvalidArgument
+        );
         assert!(Access::new(None).is_err());
         assert!(Access::all(&[]).is_err());
     }

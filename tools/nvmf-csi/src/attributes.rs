@@ -68,26 +68,12 @@ pub fn is_static(context: &Context) -> bool {
 
 /// What nodes are told of a volume of a pool.
 pub fn publish(volume: &Volume, traddr: Option<&str>) -> Result<Context> {
-    let listener = volume
-        .listeners
-        .iter()
-        .find(|listener| listener.trtype.eq_ignore_ascii_case("tcp"))
-        .ok_or_else(|| {
-            Status::failed_precondition("the target listens nowhere over TCP: give it a listener")
-        })?;
-    if traddr.is_none() && matches!(listener.traddr.as_str(), "0.0.0.0" | "::") {
-        return Err(Status::failed_precondition(format!(
-            "the target listens on all of its addresses ({}) and does not say one that leads to it: start the controller with \
-             --traddr ADDRESS",
-            listener.traddr
-        )));
-    }
+    let (traddr, port) = volume
+        .reach(traddr)
+        .map_err(|error| Status::failed_precondition(error.to_string()))?;
     Ok(Context::from([
-        (
-            TR_ADDR.to_owned(),
-            traddr.unwrap_or(&listener.traddr).to_owned(),
-        ),
-        (TR_PORT.to_owned(), listener.trsvcid.clone()),
+        (TR_ADDR.to_owned(), traddr.to_owned()),
+        (TR_PORT.to_owned(), port.to_string()),
         (TR_TYPE.to_owned(), "tcp".to_owned()),
         (NQN.to_owned(), volume.nqn.clone()),
         (DEVICE_UUID.to_owned(), volume.uuid.clone()),

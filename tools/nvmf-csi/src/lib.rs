@@ -12,6 +12,7 @@
 //! | [`size`] | from a range of sizes to one |
 //! | [`records`] | what a node must know of what it staged |
 //! | [`locks`] | one call on a volume at a time |
+//! | [`secrets`] | refused, and never shown |
 //! | [`status`] | from our errors to gRPC's codes |
 //! | [`serve`] | the socket |
 //!
@@ -27,6 +28,7 @@ pub mod locks;
 pub mod names;
 pub mod node;
 pub mod records;
+pub mod secrets;
 pub mod serve;
 pub mod size;
 pub mod status;

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use nvmf_csi::controller::{self, ControllerService, Target};
 use nvmf_csi::identity::IdentityService;
-use nvmf_csi::node::{self, NodeService};
+use nvmf_csi::node::{self, Ephemeral, NodeService};
 use nvmf_csi::serve::{self, Services};
 use nvmf_initiator::host::HostFiles;
 use nvmf_initiator::options::ConnectOptions;
@@ -43,18 +43,19 @@ struct Cli {
     #[arg(long, value_parser = segment)]
     topology: Vec<(String, String)>,
 
-    /// Controller: the target's management API: its socket, or tls://HOST:PORT.
-    #[arg(long, value_name = "PATH|tls://HOST:PORT", env = "NVMF_RPC", default_value = nvmf_rpc::DEFAULT_SOCKET)]
-    rpc: String,
+    /// The target's management API: its socket, or tls://HOST:PORT. For a controller, /run/nvmf-target/rpc.sock if none is given; a
+    /// node takes inline ephemeral volumes only with it.
+    #[arg(long, value_name = "PATH|tls://HOST:PORT", env = "NVMF_RPC")]
+    rpc: Option<String>,
     #[command(flatten)]
     tls: TlsArgs,
-    /// Controller: pool of volumes whose StorageClass names none; otherwise the target's only one.
+    /// Pool of volumes whose StorageClass names none; otherwise the target's only one.
     #[arg(long)]
     pool: Option<String>,
-    /// Controller: size in bytes of volumes for which none is asked.
+    /// Size in bytes of volumes for which none is asked.
     #[arg(long, default_value_t = 10 << 30, value_parser = clap::value_parser!(u64).range(1..))]
     size: u64,
-    /// Controller: the target's address as nodes reach it; otherwise that of its listener.
+    /// The target's address as nodes reach it; otherwise that of its listener.
     #[arg(short = 'a', long)]
     traddr: Option<String>,
 
@@ -115,19 +116,22 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let endpoint = serve::endpoint(&cli.endpoint)?;
     let topology: BTreeMap<_, _> = cli.topology.iter().cloned().collect();
-    let target = match cli.mode {
-        Mode::Node => None,
-        Mode::Controller | Mode::All => {
-            let endpoint = Endpoint::written(&cli.rpc, &cli.tls).context("--rpc")?;
-            Some(Target::new(endpoint))
+    let target = match (cli.mode, cli.rpc.as_deref()) {
+        (Mode::Node, None) => None,
+        (_, written) => {
+            let written = written.unwrap_or(nvmf_rpc::DEFAULT_SOCKET);
+            Some(Target::new(
+                Endpoint::written(written, &cli.tls).context("--rpc")?,
+            ))
         }
     };
+    let controller = target.clone().filter(|_| cli.mode != Mode::Node);
     let services = Services {
         identity: IdentityService {
-            target: target.clone(),
+            target: controller.clone(),
             has_topology: !topology.is_empty(),
         },
-        controller: target.map(|target| {
+        controller: controller.map(|target| {
             let settings = controller::Settings {
                 pool: cli.pool.clone(),
                 size_bytes: cli.size,
@@ -138,7 +142,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }),
         node: match cli.mode {
             Mode::Controller => None,
-            Mode::Node | Mode::All => Some(node_service(&cli, topology)?),
+            Mode::Node | Mode::All => Some(node_service(&cli, topology, target)?),
         },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -163,7 +167,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     })
 }
 
-fn node_service(cli: &Cli, topology: BTreeMap<String, String>) -> anyhow::Result<NodeService> {
+fn node_service(
+    cli: &Cli,
+    topology: BTreeMap<String, String>,
+    target: Option<Target>,
+) -> anyhow::Result<NodeService> {
     let connect = ConnectOptions {
         reconnect_delay: cli.reconnect_delay,
         ctrl_loss_tmo: cli.ctrl_loss_tmo,
@@ -180,11 +188,18 @@ fn node_service(cli: &Cli, topology: BTreeMap<String, String>) -> anyhow::Result
         run_dir: cli.run_dir.clone(),
         topology,
         max_volumes: cli.max_volumes,
+        ephemeral: target.map(|target| Ephemeral {
+            target,
+            pool: cli.pool.clone(),
+            size_bytes: cli.size,
+            traddr: cli.traddr.clone(),
+        }),
     };
     let node = Node::new(NodeOptions {
         initiator_run_dir: cli.initiator_run_dir.clone(),
         initiator: cli.initiator.clone(),
         run_dir: cli.run_dir.clone(),
     });
+    node.sweep()?;
     Ok(NodeService::new(settings, node))
 }

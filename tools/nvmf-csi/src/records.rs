@@ -4,12 +4,11 @@
 //! A record is written before anything is done and removed after all was undone, so that whatever a crash leaves behind is
 //! named by one.
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
 
-use nvmf_volume::FsKind;
-
+use nvmf_volume::{Result, file};
 use serde::{Deserialize, Serialize};
 
 use crate::attributes::Location;
@@ -28,12 +27,31 @@ pub struct Record {
     pub fs: Option<String>,
     /// Where it is staged.
     pub staging: PathBuf,
+    /// Where it is published, or was about to be when this process died.
+    #[serde(default)]
+    pub published: BTreeMap<PathBuf, Published>,
 }
 
-impl Record {
-    /// The file system.
-    pub fn fs(&self) -> Option<FsKind> {
-        self.fs.as_ref().and_then(|name| name.parse().ok())
+/// How a volume is published on a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// Whether writes are refused there.
+    pub read_only: bool,
+    /// As a raw device.
+    pub block: bool,
+    /// The access mode, as the interface calls it.
+    pub mode: String,
+}
+
+impl fmt::Display for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.block { "block" } else { "mount" };
+        let access = if self.read_only {
+            "read-only"
+        } else {
+            "writable"
+        };
+        write!(f, "{kind}, {access}, {}", self.mode)
     }
 }
 
@@ -54,42 +72,19 @@ impl Records {
     }
 
     /// Of a volume; `None` where there is none.
-    pub fn get(&self, volume_id: &str) -> io::Result<Option<Record>> {
-        let path = self.path(volume_id);
-        match fs::read(&path) {
-            Ok(text) => Ok(Some(serde_json::from_slice(&text).map_err(|error| {
-                let remedy = "remove it when nothing of the volume is mounted";
-                io::Error::other(format!("{}: {error}; {remedy}", path.display()))
-            })?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(named(&path)(error)),
-        }
+    pub fn get(&self, volume_id: &str) -> Result<Option<Record>> {
+        file::read(&self.path(volume_id))
     }
 
     /// Writes one, whole or not at all.
-    pub fn put(&self, record: &Record) -> io::Result<()> {
-        fs::create_dir_all(&self.folder).map_err(named(&self.folder))?;
-        let path = self.path(&record.volume_id);
-        let fresh = path.with_extension("new");
-        let write = |path: &Path| -> io::Result<()> {
-            fs::File::create(path)?.write_all(&serde_json::to_vec(record)?)
-        };
-        write(&fresh).map_err(named(&fresh))?;
-        fs::rename(&fresh, &path).map_err(named(&path))
+    pub fn put(&self, record: &Record) -> Result<()> {
+        file::replace(&self.path(&record.volume_id), record)
     }
 
-    /// Removes one, if it is there.
-    pub fn remove(&self, volume_id: &str) -> io::Result<()> {
-        let path = self.path(volume_id);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(named(&path)(error)),
-            _ => Ok(()),
-        }
+    /// Removes one, and what is left of one that was being written.
+    pub fn remove(&self, volume_id: &str) -> Result<()> {
+        file::remove(&self.path(volume_id))
     }
-}
-
-fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
-    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]
@@ -102,6 +97,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::new(folder.path().join("csi"));
         assert_eq!(records.get("a/b").unwrap(), None);
+        let published = Published {
+            read_only: true,
+            block: false,
+            mode: "SINGLE_NODE_WRITER".into(),
+        };
         let record = Record {
             volume_id: "a/b".into(),
             location: Location {
@@ -117,10 +117,10 @@ mod tests {
             hostnqn: "nqn.2024-01.org.example:h".into(),
             fs: Some("xfs".into()),
             staging: "/staging".into(),
+            published: [("/pod".into(), published)].into(),
         };
         records.put(&record).unwrap();
         records.put(&record).unwrap();
-        assert_eq!(record.fs(), Some(FsKind::Xfs));
         assert_eq!(records.get("a/b").unwrap(), Some(record));
         records.remove("a/b").unwrap();
         records.remove("a/b").unwrap();

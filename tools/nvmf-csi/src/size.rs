@@ -8,8 +8,8 @@ use crate::proto::CapacityRange;
 /// Sizes are multiples of this: the block size of volumes.
 const GRANULE_BYTES: u64 = 4096;
 
-/// The least and the most of a range; 0 in the message says nothing.
-fn bounds(range: Option<&CapacityRange>) -> Result<(Option<u64>, Option<u64>)> {
+/// The least and the most of a range; 0 in the message says nothing, and is `None` here.
+pub fn bounds(range: Option<&CapacityRange>) -> Result<(Option<u64>, Option<u64>)> {
     let Some(range) = range else {
         return Ok((None, None));
     };
@@ -66,6 +66,26 @@ pub fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
+/// A size as people write it in attributes: a number of bytes, or one with `Ki`, `Mi`, `Gi` or `Ti`, or `k`, `M`, `G` or `T`, as
+/// Kubernetes' quantities have them.
+pub fn quantity(text: &str) -> Option<u64> {
+    const UNITS: [(&str, u64); 8] = [
+        ("Ki", 1 << 10),
+        ("Mi", 1 << 20),
+        ("Gi", 1 << 30),
+        ("Ti", 1 << 40),
+        ("k", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("T", 1_000_000_000_000),
+    ];
+    let of_unit = |&(unit, bytes): &(&str, u64)| Some((text.strip_suffix(unit)?, bytes));
+    let (digits, unit_bytes) = UNITS.iter().find_map(of_unit).unwrap_or((text, 1));
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number: u64 = digits.parse().ok().filter(|_| is_number)?;
+    number.checked_mul(unit_bytes).filter(|bytes| *bytes > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +120,32 @@ mod tests {
         assert_eq!(choose(Some(&range(1, 0)), 0, 1 << 30).unwrap(), 1 << 30);
         let error = choose(Some(&range(1, 4096)), 0, 1 << 30).unwrap_err();
         assert_eq!(error.code(), Code::OutOfRange);
+    }
+
+    #[test]
+    fn quantities() {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("1Ki", 1024),
+            ("512Mi", 512 << 20),
+            ("2G", 2_000_000_000),
+            ("1Ti", 1 << 40),
+        ] {
+            assert_eq!(quantity(text), Some(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "Gi",
+            "-1",
+            "+1",
+            "1.5Gi",
+            "0",
+            "99999999999Ti",
+            "1X",
+            "1 Gi",
+        ] {
+            assert_eq!(quantity(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::names::{self, Id};
 use crate::proto::group_controller_server::GroupController;
 use crate::proto::group_controller_service_capability::{Rpc, Type, rpc};
 use crate::proto::*;
+use crate::secrets;
 use crate::status::of_target;
 
 #[tonic::async_trait]
@@ -35,6 +36,7 @@ impl GroupController for ControllerService {
         &self,
         request: Request<CreateVolumeGroupSnapshotRequest>,
     ) -> Answer<CreateVolumeGroupSnapshotResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         let group = self.0.create_group(request.into_inner()).await?;
         Ok(Response::new(CreateVolumeGroupSnapshotResponse {
             group_snapshot: Some(group),
@@ -45,6 +47,7 @@ impl GroupController for ControllerService {
         &self,
         request: Request<DeleteVolumeGroupSnapshotRequest>,
     ) -> Answer<DeleteVolumeGroupSnapshotResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         self.0.delete_group(request.into_inner()).await?;
         Ok(Response::new(DeleteVolumeGroupSnapshotResponse {}))
     }
@@ -53,6 +56,7 @@ impl GroupController for ControllerService {
         &self,
         request: Request<GetVolumeGroupSnapshotRequest>,
     ) -> Answer<GetVolumeGroupSnapshotResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         let group = self.0.get_group(request.into_inner()).await?;
         Ok(Response::new(GetVolumeGroupSnapshotResponse {
             group_snapshot: Some(group),
@@ -105,7 +109,7 @@ impl Inner {
         }
         let pool = volumes[0].0.pool.clone();
         if let Some((other, _)) = volumes.iter().find(|(id, _)| id.pool != pool) {
-            return Err(Status::invalid_argument(format!(
+            return Err(Status::failed_precondition(format!(
                 "volumes of pools {pool} and {} cannot be taken at one instant",
                 other.pool
             )));

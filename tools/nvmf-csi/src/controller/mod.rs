@@ -27,6 +27,7 @@ use crate::locks::Locks;
 use crate::proto::controller_server::Controller;
 use crate::proto::controller_service_capability::{Rpc, Type, rpc};
 use crate::proto::*;
+use crate::secrets;
 
 pub use target::Target;
 
@@ -90,6 +91,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<CreateVolumeRequest>,
     ) -> Answer<CreateVolumeResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         let volume = self.0.create_volume(request.into_inner()).await?;
         Ok(Response::new(CreateVolumeResponse {
             volume: Some(volume),
@@ -100,6 +102,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<DeleteVolumeRequest>,
     ) -> Answer<DeleteVolumeResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         self.0
             .delete_volume(&request.into_inner().volume_id)
             .await?;
@@ -110,6 +113,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerPublishVolumeRequest>,
     ) -> Answer<ControllerPublishVolumeResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         let publish_context = self.0.publish(request.into_inner()).await?;
         Ok(Response::new(ControllerPublishVolumeResponse {
             publish_context,
@@ -120,6 +124,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerUnpublishVolumeRequest>,
     ) -> Answer<ControllerUnpublishVolumeResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         self.0.unpublish(request.into_inner()).await?;
         Ok(Response::new(ControllerUnpublishVolumeResponse {}))
     }
@@ -128,6 +133,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ValidateVolumeCapabilitiesRequest>,
     ) -> Answer<ValidateVolumeCapabilitiesResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         Ok(Response::new(self.0.validate(request.into_inner()).await?))
     }
 
@@ -165,6 +171,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<CreateSnapshotRequest>,
     ) -> Answer<CreateSnapshotResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         let snapshot = self.0.create_snapshot(request.into_inner()).await?;
         Ok(Response::new(CreateSnapshotResponse {
             snapshot: Some(snapshot),
@@ -175,6 +182,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<DeleteSnapshotRequest>,
     ) -> Answer<DeleteSnapshotResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         self.0
             .delete_snapshot(&request.into_inner().snapshot_id)
             .await?;
@@ -185,6 +193,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ListSnapshotsRequest>,
     ) -> Answer<ListSnapshotsResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         Ok(Response::new(
             self.0.list_snapshots(request.into_inner()).await?,
         ))
@@ -194,6 +203,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<GetSnapshotRequest>,
     ) -> Answer<GetSnapshotResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         let snapshot = self
             .0
             .get_snapshot(&request.into_inner().snapshot_id)
@@ -207,6 +217,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerExpandVolumeRequest>,
     ) -> Answer<ControllerExpandVolumeResponse> {
+        secrets::none(&request.get_ref().secrets)?;
         Ok(Response::new(self.0.expand(request.into_inner()).await?))
     }
 

@@ -288,6 +288,15 @@ impl Inner {
                 "a raw device cannot be published read-only: nodes could not keep to it",
             ));
         }
+        if let (Some(asked), Some(has)) = (access.fs(), volume.labels.get(LABEL_FS))
+            && asked.name() != has
+        {
+            let why = format!("volume {id} holds {has}, not {asked}");
+            return Err(match volume.hosts.iter().any(|host| host == node) {
+                true => Status::already_exists(why),
+                false => Status::invalid_argument(why),
+            });
+        }
         if !access.is_shared()
             && let Some(other) = volume.hosts.iter().find(|host| *host != node)
         {
@@ -480,6 +489,9 @@ impl Inner {
         let range = request.capacity_range.as_ref();
         if range.is_none() {
             return Err(Status::invalid_argument("capacity_range is missing"));
+        }
+        if request.volume_capability.is_some() {
+            Access::new(request.volume_capability.as_ref())?;
         }
         let id = Id::existing("volume", text)?;
         let _held = self.locks.hold(&format!("volume {id}")).await;

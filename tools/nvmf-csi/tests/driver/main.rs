@@ -1,5 +1,14 @@
 //! The driver as an orchestrator meets it: over its socket, with a real target, the real initiator and the kernel's mounts.
 
+mod concurrency;
 mod controller;
+mod crash;
+mod identity;
+mod load;
+mod moving;
 mod node;
+mod pod;
+mod remote;
 mod rig;
+mod tracer;
+mod writer;

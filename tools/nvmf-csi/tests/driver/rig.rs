@@ -18,11 +18,12 @@ use tonic::transport::{Channel, Endpoint};
 pub const MIB: i64 = 1 << 20;
 pub const NODE: &str = "nqn.2014-08.org.nvmexpress:uuid:2a5e7d5c-6a5b-4d0e-9b43-0d1f3a1c0001";
 pub const OTHER_NODE: &str = "nqn.2014-08.org.nvmexpress:uuid:2a5e7d5c-6a5b-4d0e-9b43-0d1f3a1c0002";
-const NODE_HOSTID: &str = "2a5e7d5c-6a5b-4d0e-9b43-0d1f3a1c0001";
 /// How long a process may take to be ready, or to end; generous, since many tests run at once.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const POOL_MIB: u64 = 2048;
+/// So much of each log is shown when a test fails.
+const LOG_LINES: usize = 40;
 
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
@@ -35,7 +36,7 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 /// A program of this workspace, built beside the driver.
-fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_nvmf-csi")).with_file_name(name);
     assert!(
         path.exists(),
@@ -54,9 +55,27 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-struct Process(Child);
+/// A process that ends with its owner.
+pub struct Process(Child);
 
 impl Process {
+    pub fn start(command: &mut Command, log: &Path) -> Process {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .unwrap();
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        Process(
+            command
+                .spawn()
+                .unwrap_or_else(|error| panic!("{command:?}: {error}")),
+        )
+    }
+
     fn end(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -69,15 +88,103 @@ impl Drop for Process {
     }
 }
 
+/// A place where a driver runs: what is its own there, the network included.
+#[derive(Clone)]
+pub struct Site {
+    /// Ends the names of its files.
+    pub name: &'static str,
+    pub mode: &'static str,
+    pub hostnqn: &'static str,
+    /// The network namespace, by name; empty for that of the test.
+    pub netns: String,
+    pub arguments: Vec<String>,
+    /// What it logs.
+    pub log: &'static str,
+}
+
+impl Site {
+    /// Controller and node in one.
+    pub fn all() -> Site {
+        Site {
+            name: "",
+            mode: "all",
+            hostnqn: NODE,
+            netns: String::new(),
+            arguments: ["--topology", "example.org/zone=a"]
+                .map(str::to_owned)
+                .into(),
+            log: "info",
+        }
+    }
+}
+
+/// A program in a network namespace.
+pub fn within(netns: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    if netns.is_empty() {
+        return Command::new(program);
+    }
+    // Of the network alone: `ip netns exec` would hide mounts from the test.
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--net=/run/netns/{netns}"))
+        .arg("--")
+        .arg(program);
+    command
+}
+
+/// A driver that answers.
+pub struct Driver {
+    // For its end.
+    _process: Process,
+    socket: PathBuf,
+}
+
+impl Driver {
+    pub async fn controller(&self) -> ControllerClient<Channel> {
+        ControllerClient::new(channel(&self.socket).await)
+    }
+
+    pub async fn node(&self) -> NodeClient<Channel> {
+        NodeClient::new(channel(&self.socket).await)
+    }
+}
+
+async fn channel(socket: &Path) -> Channel {
+    // The authority that Kubernetes' own clients send.
+    let endpoint = Endpoint::from_static("http://localhost");
+    let socket = socket.to_owned();
+    let connect = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move {
+            tokio::net::UnixStream::connect(socket)
+                .await
+                .map(TokioIo::new)
+        }
+    });
+    endpoint.connect_with_connector(connect).await.unwrap()
+}
+
 pub struct Rig {
     pub dir: TempDir,
     target: Process,
-    driver: Option<Process>,
+    driver: Option<Driver>,
 }
 
 impl Rig {
-    /// `None` where this process may not mount: except in CI, where that is a failure.
+    /// With controller and node in one driver. `None` where this process may not mount: except in CI, where that is a failure.
     pub fn new(test: &str) -> Option<Rig> {
+        let mut rig = Rig::without_driver(test, "", "127.0.0.1:0")?;
+        rig.start_driver();
+        Some(rig)
+    }
+
+    /// With a target in a network namespace, and no driver yet.
+    pub fn without_driver(test: &str, netns: &str, listen: &str) -> Option<Rig> {
+        Rig::with_api(test, netns, listen, "")
+    }
+
+    /// The same, with more lines after `[api]` of the target's configuration.
+    pub fn with_api(test: &str, netns: &str, listen: &str, lines: &str) -> Option<Rig> {
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
             assert!(
                 std::env::var("CI").as_deref() != Ok("true"),
@@ -97,33 +204,24 @@ impl Rig {
         std::fs::create_dir(path("pool")).unwrap();
         run("mount", &["-o", "loop", &path("image"), &path("pool")]);
         let config = format!(
-            "listen = [\"tcp://127.0.0.1:0\"]\n[api]\nsocket = \"{}\"\nstate-dir = \"{}\"\n[pool.fast]\npath = \"{}\"\n\
+            "listen = [\"tcp://{listen}\"]\n[api]\nsocket = \"{}\"\nstate-dir = \"{}\"\n{lines}[pool.fast]\npath = \"{}\"\n\
              nqn-prefix = \"nqn.2024-01.org.example\"\novercommit = \"allow\"\n",
             path("rpc.sock"),
             path("state"),
             path("pool"),
         );
         std::fs::write(path("target.toml"), config).unwrap();
-        let target = Command::new(program("nvmf-target"))
-            .args([
-                "--config",
-                &path("target.toml"),
-                "--ready-file",
-                &path("ready"),
-            ])
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(path("target.log")).unwrap())
-            .spawn()
-            .unwrap();
-        let mut rig = Rig {
+        let mut command = within(netns, program("nvmf-target"));
+        command.args(["--config", &path("target.toml")]);
+        command.args(["--ready-file", &path("ready")]);
+        let rig = Rig {
+            target: Process::start(&mut command, &dir.path().join("target.log")),
             dir,
-            target: Process(target),
             driver: None,
         };
         until("the target", || {
             std::fs::metadata(path("ready")).is_ok_and(|ready| ready.len() > 0)
         });
-        rig.start_driver();
         Some(rig)
     }
 
@@ -131,47 +229,46 @@ impl Rig {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
 
+    /// A driver's command line.
+    pub fn command(&self, site: &Site) -> Command {
+        let own = |what: &str| self.path(&format!("{what}{}", site.name));
+        let hostid = site.hostnqn.rsplit(':').next().unwrap();
+        let mut command = within(&site.netns, env!("CARGO_BIN_EXE_nvmf-csi"));
+        command.env("RUST_LOG", site.log);
+        command.arg("--endpoint");
+        command.arg(format!("unix://{}", self.socket(site).display()));
+        command.args(["--mode", site.mode]);
+        let is_remote = |word: &String| word.starts_with("--rpc");
+        if site.mode != "node" && !site.arguments.iter().any(is_remote) {
+            command.args(["--rpc", &self.path("rpc.sock")]);
+        }
+        command.args(["--run-dir", &own("node")]);
+        command.args(["--hostnqn", site.hostnqn, "--hostid", hostid]);
+        command.args(["--block", "fuse", "--initiator"]);
+        command.arg(program("nvmf-initiator"));
+        command.args(["--initiator-run-dir", &own("initiator")]);
+        command.args(&site.arguments);
+        command
+    }
+
+    pub fn socket(&self, site: &Site) -> PathBuf {
+        self.dir.path().join(format!("csi{}.sock", site.name))
+    }
+
+    /// Starts a driver, and waits until it answers.
+    pub fn start(&self, site: &Site) -> Driver {
+        let log = self.dir.path().join(format!("csi{}.log", site.name));
+        let driver = Driver {
+            _process: Process::start(&mut self.command(site), &log),
+            socket: self.socket(site),
+        };
+        wait_for(&driver.socket);
+        driver
+    }
+
     pub fn start_driver(&mut self) {
-        let driver = Command::new(env!("CARGO_BIN_EXE_nvmf-csi"))
-            .args([
-                "--endpoint",
-                &format!("unix://{}", self.path("csi.sock")),
-                "--mode",
-                "all",
-            ])
-            .args([
-                "--rpc",
-                &self.path("rpc.sock"),
-                "--run-dir",
-                &self.path("node"),
-            ])
-            .args([
-                "--hostnqn",
-                NODE,
-                "--hostid",
-                NODE_HOSTID,
-                "--block",
-                "fuse",
-            ])
-            .args(["--topology", "example.org/zone=a"])
-            .arg("--initiator")
-            .arg(program("nvmf-initiator"))
-            .args(["--initiator-run-dir", &self.path("initiator")])
-            .stdout(Stdio::null())
-            .stderr(
-                std::fs::File::options()
-                    .create(true)
-                    .append(true)
-                    .open(self.path("csi.log"))
-                    .unwrap(),
-            )
-            .spawn()
-            .unwrap();
-        self.driver = Some(Process(driver));
-        let socket = self.path("csi.sock");
-        until("the driver", || {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
-        });
+        self.driver = None;
+        self.driver = Some(self.start(&Site::all()));
     }
 
     /// kill -9.
@@ -179,19 +276,13 @@ impl Rig {
         self.driver = None;
     }
 
+    /// Whether the driver runs that [`Rig::start_driver`] starts.
+    pub fn has_driver(&self) -> bool {
+        self.driver.is_some()
+    }
+
     async fn channel(&self) -> Channel {
-        let socket = self.path("csi.sock");
-        // The authority that Kubernetes' own clients send.
-        let endpoint = Endpoint::from_static("http://localhost");
-        let connect = tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move {
-                tokio::net::UnixStream::connect(socket)
-                    .await
-                    .map(TokioIo::new)
-            }
-        });
-        endpoint.connect_with_connector(connect).await.unwrap()
+        channel(&self.socket(&Site::all())).await
     }
 
     pub async fn controller(&self) -> ControllerClient<Channel> {
@@ -209,44 +300,96 @@ impl Rig {
     pub async fn identity(&self) -> IdentityClient<Channel> {
         IdentityClient::new(self.channel().await)
     }
+
+    /// The target, as its administrator sees it.
+    pub async fn ask<M: nvmf_rpc::Method>(&self, params: &M) -> M::Result {
+        let client = nvmf_rpc::Client::new(self.dir.path().join("rpc.sock"));
+        client.request(params).await.unwrap()
+    }
+
+    /// What the node's library sees.
+    pub fn volumes_of(&self, site: &Site) -> nvmf_volume::Node {
+        let own = |what: &str| self.dir.path().join(format!("{what}{}", site.name));
+        nvmf_volume::Node::new(nvmf_volume::NodeOptions {
+            initiator_run_dir: own("initiator"),
+            run_dir: own("node"),
+            initiator: program("nvmf-initiator"),
+        })
+    }
+
+    /// Where something is mounted below `path`, in the order of mounting.
+    pub fn mounts_below(&self, path: &str) -> Vec<String> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|at| at.starts_with(path))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Everything that a node could leave behind.
+    pub fn left(&self) -> Vec<String> {
+        let node = self.volumes_of(&Site::all());
+        let mut left: Vec<_> = self.mounts_below(&self.path(""));
+        left.retain(|at| !is_rigs_own(at));
+        left.extend(node.claims().unwrap().into_iter().map(|claim| claim.owner));
+        left.extend(node.attached().unwrap().into_iter().map(|c| c.subnqn));
+        for folder in ["node/claims", "node/csi", "node/locks"] {
+            let files = std::fs::read_dir(self.path(folder)).into_iter().flatten();
+            left.extend(files.map(|file| file.unwrap().path().display().to_string()));
+        }
+        left
+    }
+}
+
+/// Mounts that are the rig's, and the daemons', which stay for as long as these.
+fn is_rigs_own(at: &str) -> bool {
+    at.ends_with("/pool") || at.contains("/initiator")
+}
+
+/// Waits until a driver answers.
+pub fn wait_for(socket: &Path) {
+    until("the driver", || {
+        std::os::unix::net::UnixStream::connect(socket).is_ok()
+    });
 }
 
 impl Drop for Rig {
     fn drop(&mut self) {
         self.driver = None;
-        // Whatever a failed test left: mounts of the node, then its devices, then the pool.
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let below = self.path("");
-        for at in mounts
-            .lines()
-            .rev()
-            .filter_map(|line| line.split(' ').nth(4))
-        {
-            if at.starts_with(&below)
-                && !at.ends_with("/pool")
-                && !at.ends_with("/initiator")
-                && !at.contains("/initiator/")
+        if std::thread::panicking() {
+            for entry in std::fs::read_dir(self.dir.path())
+                .into_iter()
+                .flatten()
+                .flatten()
             {
+                let path = entry.path();
+                if path.extension().is_some_and(|extension| extension == "log") {
+                    let text = std::fs::read_to_string(&path).unwrap_or_default();
+                    let lines: Vec<_> = text.lines().rev().take(LOG_LINES).collect();
+                    eprintln!("--- the end of {}", path.display());
+                    lines.iter().rev().for_each(|line| eprintln!("{line}"));
+                }
+            }
+        }
+        // Whatever a failed test left: mounts of the nodes, then their devices, then the pool.
+        for at in self.mounts_below(&self.path("")).iter().rev() {
+            if !is_rigs_own(at) {
                 let _ = Command::new("umount").args(["-l", at]).status();
             }
         }
-        let initiator = Path::new(env!("CARGO_BIN_EXE_nvmf-csi")).with_file_name("nvmf-initiator");
-        let node = nvmf_volume::Node::new(nvmf_volume::NodeOptions {
-            initiator_run_dir: self.dir.path().join("initiator"),
-            run_dir: self.dir.path().join("node"),
-            initiator: initiator.clone(),
-        });
-        for controller in node.attached().unwrap_or_default() {
-            let _ = Command::new(&initiator)
-                .args([
-                    "--run-dir",
-                    &self.path("initiator"),
-                    "disconnect",
-                    "--force",
-                    "-n",
-                    &controller.subnqn,
-                ])
-                .status();
+        for name in ["", "-a", "-b"] {
+            let site = Site {
+                name,
+                ..Site::all()
+            };
+            for controller in self.volumes_of(&site).attached().unwrap_or_default() {
+                let _ = Command::new(program("nvmf-initiator"))
+                    .args(["--run-dir", &self.path(&format!("initiator{name}"))])
+                    .args(["disconnect", "--force", "-n", &controller.subnqn])
+                    .status();
+            }
         }
         self.target.end();
         // The rings of a process that was killed close its files a moment after its end.
