@@ -4,7 +4,7 @@
 #   benches/bench.sh                     all tables, in less than 20 minutes
 #   benches/bench.sh rows                the rows on the null and the memory namespace
 #   benches/bench.sh rows null           only the null namespace
-#   benches/bench.sh file event digests large scaling cost fairness start idle block    any of these; block takes root
+#   benches/bench.sh file event digests large scaling depth cost fairness start idle block    any of these; block takes root
 #
 # Environment: BENCH_ROUNDS (default 3), BENCH_SECONDS of each measurement (default 1), BENCH_DIR for the file (default /var/tmp),
 # BENCH_FILE_BYTES (default 2147483648), BENCH_OUT for bench.md and bench.json (default target/bench), BENCH_WRAP, a command put

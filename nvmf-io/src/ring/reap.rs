@@ -24,6 +24,11 @@ impl Ring {
         }
     }
 
+    /// Whether [`Ring::next`] has one.
+    pub fn has_completions(&mut self) -> bool {
+        !self.local.is_empty() || !self.uring.completion().is_empty()
+    }
+
     fn reap(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
         let flags = entry.flags();
         let result = match u32::try_from(entry.result()) {

@@ -34,9 +34,9 @@ pub struct FileBackend {
     zero_range: bool,
     /// Whether FALLOC_FL_PUNCH_HOLE works, as far as is known.
     punch_hole: bool,
-    /// In which turn the size was looked at.
+    /// When the size was looked at: [`Lent`] counts.
     looked_in: u64,
-    /// Whether a look holds for a turn: without it completions come in the middle of one.
+    /// Whether a look holds until completions are asked for: without it they come at any time.
     ring_is_deferred: bool,
 }
 
@@ -59,7 +59,7 @@ impl FileBackend {
         }
     }
 
-    /// Where the file ends, as of this turn; `u64::MAX` where it has its promised size.
+    /// Where the file ends, as of the last time completions were asked for; `u64::MAX` where it has its promised size.
     #[inline]
     fn end_bytes(&mut self, turn: u64) -> u64 {
         if self.looked_in != turn || !self.ring_is_deferred {

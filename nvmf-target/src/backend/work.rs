@@ -91,7 +91,7 @@ pub struct Lent {
     pub(super) compare: Buf,
     /// Whether a read into `compare` is in flight.
     pub(super) comparing: bool,
-    /// Number of the shard's turn: what is known of a file holds for one.
+    /// How often completions were asked for: what is known of a file holds until the next time.
     pub(super) turn: u64,
 }
 
@@ -107,8 +107,8 @@ impl Lent {
         })
     }
 
-    /// A turn begins: all completions that it will apply have been reaped.
-    pub fn begin_turn(&mut self) {
+    /// The kernel was asked for completions: what was known of files before does not hold for those.
+    pub fn forget(&mut self) {
         self.turn += 1;
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::handle::{Patience, ShardConfig};
 use super::message::{Reply, ShardEvent};
+use super::pace::Pace;
 use super::spaces::{SpaceId, Spaces};
 use super::token::QueueKey;
 use crate::backend::Lent;
@@ -50,6 +51,7 @@ pub(super) struct Context {
     pub(super) turn: u64,
     /// Changes from time to time, never 0: tells the controllers that there was traffic.
     pub(super) tick: u32,
+    pub(super) pace: Pace,
     /// Most bytes of data buffers that one queue may hold while others wait.
     pub(super) queue_share_bytes: u64,
     /// Queues that may have something to send.
@@ -103,6 +105,7 @@ impl Context {
             now: Instant::now(),
             turn: 0,
             tick: 1,
+            pace: Pace::default(),
             // One host that does not read must leave something for the others.
             queue_share_bytes: config.buffer_bytes as u64 / 2,
             dirty: Vec::new(),

@@ -6,6 +6,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `run` | the loop |
+//! | `pace` | when the first of a batch go ahead |
 //! | `queue` | a connection with its commands: from command to completion |
 //! | `wire` | what carries it: TCP or RDMA |
 //! | `receive`, `transmit` | the two halves of a TCP connection |
@@ -20,6 +21,7 @@ mod control;
 mod handle;
 mod lifecycle;
 mod message;
+mod pace;
 mod queue;
 mod rdma;
 mod receive;

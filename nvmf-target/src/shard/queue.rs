@@ -29,7 +29,7 @@ use super::spaces::SubsystemIndex;
 use super::token::{Purpose, QueueKey};
 use super::transmit::Tx;
 use super::wire::{Rdma, Tcp, Wire};
-use crate::backend::{Next, Task, Work, plan};
+use crate::backend::{Backend, Next, Task, Work, plan};
 use crate::model::ControllerShared;
 
 /// How often it is looked for hosts that hold buffers without going on, in the time that they are given.
@@ -401,6 +401,11 @@ impl Queue {
                 Next::Again => {}
                 Next::InFlight => {
                     state.phase = Phase::Running;
+                    if let Backend::File(_) = space.backend
+                        && cx.pace.started(&mut cx.ring)
+                    {
+                        cx.lent.forget();
+                    }
                     return;
                 }
                 Next::WaitForCompare => {

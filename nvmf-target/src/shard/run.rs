@@ -89,7 +89,8 @@ impl Shard {
         let now = Instant::now();
         self.cx.now = now;
         self.cx.turn += 1;
-        self.cx.lent.begin_turn();
+        self.cx.lent.forget();
+        self.cx.pace.begin_turn();
         let ticks = now.duration_since(self.start).as_nanos() >> TICK_SHIFT;
         self.cx.tick = (ticks as u32) | 1 << 31;
         let mut active = false;
@@ -190,7 +191,12 @@ impl Shard {
                 }
             }
             Purpose::Completions(_) => queue.woken(cx, completion.more),
-            Purpose::Storage(_, slot) => queue.storage_done(cx, slot, completion.result),
+            Purpose::Storage(_, slot) => {
+                queue.storage_done(cx, slot, completion.result);
+                if cx.pace.completed() {
+                    self.let_go(|_| true);
+                }
+            }
             Purpose::Wake | Purpose::Device(_) => {}
         }
     }
@@ -201,13 +207,18 @@ impl Shard {
         if self.cx.ready.is_empty() || self.cx.dirty.is_empty() {
             return;
         }
+        self.let_go(|queue| !queue.is_ready);
+    }
+
+    /// Hands the answers of these connections to the kernel now, in the middle of a turn.
+    fn let_go(&mut self, which: impl Fn(&Queue) -> bool) {
         let mut dirty = std::mem::take(&mut self.cx.dirty);
         let before = dirty.len();
         dirty.retain(|key| {
             let Some(queue) = find(&mut self.queues, *key) else {
                 return false;
             };
-            if queue.is_ready {
+            if !which(queue) {
                 return true;
             }
             queue.is_dirty = false;
@@ -221,8 +232,9 @@ impl Shard {
         if gone > 0 {
             self.count_finished();
             self.enters += 1;
-            // What is wrong with the ring shows again at the end of the turn. What completes now is for the next one.
+            // What is wrong with the ring shows again at the end of the turn.
             let _ = self.cx.ring.wait(Wait::Poll);
+            self.cx.lent.forget();
         }
     }
 

@@ -60,7 +60,7 @@ impl Bench {
     ) -> Status {
         let mut work = Work::new(op);
         let mut result = None;
-        self.lent.begin_turn();
+        self.lent.forget();
         loop {
             let geometry = self.geometry();
             let mut task = Task {
@@ -82,7 +82,7 @@ impl Bench {
                 Next::InFlight => {
                     meanwhile();
                     self.ring.wait(Wait::Block).unwrap();
-                    self.lent.begin_turn();
+                    self.lent.forget();
                     let done = self.ring.next().expect("waited for it");
                     assert_eq!((done.token, done.more), (Token(7), false));
                     result = Some(done.result);
