@@ -163,6 +163,39 @@ resets() {
   done
 }
 live() { [ "$(cat "/sys/class/nvme/$(basename "$(ctrl_dev $NQN)")/state")" = live ]; }
+# The API makes listeners of both transports; an address is one of a transport.
+LIVE=nqn.2024-01.org.example:live
+# reach TRANSPORT PORT: connects and disconnects.
+reach() {
+  nvme connect -t "$1" -a $HERE -s "$2" -n $LIVE
+  wait_until 20 ns_dev $LIVE 1
+  nvme disconnect -n $LIVE
+}
+over_tcp() {
+  nvmfctl subsystem create $LIVE
+  nvmfctl bdev create null nothing 64M
+  nvmfctl namespace add $LIVE nothing
+  nvmfctl host any $LIVE on
+  nvmfctl listener add $LIVE $HERE:4420
+  reach tcp 4420
+}
+check 'a subsystem of the API at a TCP address' over_tcp
+refuse 'is not reached at the same address over RDMA' 'onnect|nvme' reach rdma 4420
+over_rdma() {
+  nvmfctl listener add $LIVE rdma://$HERE:4420
+  reach rdma 4420
+  nvmfctl listener add $LIVE rdma://$HERE:4421
+  reach rdma 4421
+  nvmfctl listener remove $LIVE rdma://$HERE:4420
+}
+check 'until it gets an RDMA listener there, or elsewhere' over_rdma
+refuse 'and not once that is removed' 'onnect|nvme' reach rdma 4420
+limits() {
+  nvmfctl rpc nvmf_create_transport '{"trtype": "RDMA", "max_queue_depth": 64}'
+  nvmfctl rpc nvmf_get_transports '{"trtype": "RDMA"}' | tee /dev/stderr | jq -e '.[0] | .max_queue_depth == 64 and .in_capsule_data_size == 4096'
+}
+check 'what hosts may use over RDMA is set by the API' limits
+
 check 'reset under fio verify' under_fio 2 resets
 # A namespace in memory has a new identity after a restart, so what survives one is the file.
 kills() {
@@ -174,6 +207,13 @@ kills() {
 }
 not_live() { ! live; }
 check 'kill -9 and restart under fio verify' under_fio 1 kills
+kept() {
+  reach rdma 4421
+  nvmfctl rpc nvmf_get_transports '{"trtype": "RDMA"}' | jq -e '.[0].max_queue_depth == 64'
+  nvmfctl subsystem delete $LIVE
+}
+check 'what the API made over RDMA is there after the kill' kept
+refuse 'a listener goes with its subsystem' 'onnect|nvme' reach rdma 4421
 check 'disconnect' detach
 
 # work: the work requests and completions of I/O queues so far, as counters of the target: lines of NAME=NUMBER.
