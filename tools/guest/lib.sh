@@ -192,6 +192,8 @@ _finish() {
   # Bash runs this also in a child that a signal reaches before it has become another program.
   [ $BASHPID = $$ ] || exit "$status"
   trap - EXIT
+  # Whoever read what is said here may be gone: what was made is taken away all the same.
+  trap '' PIPE
   if [ "$status" != 0 ]; then
     _took_us=0 _output=/dev/null
     _outcome FAILED "the suite $_suite ended early" "exit code $status"

@@ -52,7 +52,7 @@ guest    fuse3              fusermount, for FUSE without root
 guest    jq                 reads JSON output
 guest    python3            replays what dm-log-writes recorded, in tests of power cuts
 guest    strace             shows the system calls that reach a file
-guest    curl               asks the Docker plugin as dockerd does
+guest    curl               asks the Docker plugin as dockerd does, and the CSI driver by gRPC
 guest    docker.io          runs containers on volumes; its service is not started
 guest    busybox-static     all that such a container needs
 guest    openssl            makes certificates and speaks TLS with code that is not ours
