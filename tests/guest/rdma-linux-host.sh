@@ -25,8 +25,8 @@ tcp_only() {
 check 'without rdma-core, the same program serves TCP' tcp_only
 refuse 'an address without an RDMA device is refused' 'rdma link show' nvmf-target --null 1G --allow-any-host --listen "rdma://$HERE"
 
-SIZE=32M LOAD=16M QUEUES=1 ROUNDS=20 DEATHS=50
-[ "$GUEST_KIND" = uml ] || SIZE=2M LOAD=8M QUEUES=2 ROUNDS=3 DEATHS=3 # emulation is slow, but has two processors
+SIZE=32M LOAD=16M QUEUES=1 ROUNDS=20 DEATHS=50 COUNT=2000
+[ "$GUEST_KIND" = uml ] || SIZE=2M LOAD=8M QUEUES=2 ROUNDS=3 DEATHS=1 COUNT=400 # emulation is slow, but has two processors
 
 device() {
   [ -e /sys/class/net/dummy0 ] || ip link add dummy0 type dummy
@@ -243,12 +243,12 @@ takes() {
 }
 counted() {
   attach -i 1
-  per_io 2000 --rw=randread --bs=64k >/dev/null # from here on everything is registered
+  per_io $COUNT --rw=randread --bs=64k >/dev/null # from here on everything is registered
 }
 check 'connect, to count what commands take' counted
-check 'a read takes a WRITE and a SEND' takes 1.00 0.00 1.00 2000 --rw=randread --bs=4k
-check 'a write of 4 KiB takes a SEND' takes 1.00 0.00 0.00 2000 --rw=randwrite --bs=4k
-check 'a write of 64 KiB takes a READ and a SEND' takes 1.00 1.00 0.00 2000 --rw=randwrite --bs=64k
+check 'a read takes a WRITE and a SEND' takes 1.00 0.00 1.00 $COUNT --rw=randread --bs=4k
+check 'a write of 4 KiB takes a SEND' takes 1.00 0.00 0.00 $COUNT --rw=randwrite --bs=4k
+check 'a write of 64 KiB takes a READ and a SEND' takes 1.00 1.00 0.00 $COUNT --rw=randwrite --bs=64k
 check 'disconnect after counting' detach
 
 # Each reader ends with an error as soon as its device goes away, and never before.
