@@ -12,6 +12,9 @@ use nvmf_csi::proto::node_client::NodeClient;
 use nvmf_csi::proto::volume_capability::access_mode::Mode;
 use nvmf_csi::proto::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use nvmf_csi::proto::*;
+use nvmf_initiator::daemon::RunDir;
+use nvmf_initiator::daemon::api::Request;
+use nvmf_initiator::daemon::client::{Absent, ask};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
@@ -315,6 +318,14 @@ impl Rig {
             run_dir: own("node"),
             initiator: program("nvmf-initiator"),
         })
+    }
+
+    /// Ends the initiator's daemon, which has nothing attached.
+    pub fn stop_daemon(&self) {
+        let daemon = RunDir::new(self.path("initiator"));
+        until("the end of the daemon", || {
+            matches!(ask(&daemon, Request::Stop, Absent::Accept), Ok(None))
+        });
     }
 
     /// Where something is mounted below `path`, in the order of mounting.

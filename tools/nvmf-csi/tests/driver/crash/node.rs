@@ -85,6 +85,24 @@ impl Call for GivenUp {
     }
 }
 
+/// A stage on a node where no daemon runs: the driver starts it.
+struct First(Stage);
+
+impl Call for First {
+    async fn before(&self, rig: &Rig, round: usize) {
+        self.0.before(rig, round).await;
+        rig.stop_daemon();
+    }
+
+    async fn call(&self, rig: &Rig, round: usize) -> Result<(), Status> {
+        self.0.call(rig, round).await
+    }
+
+    async fn after(&self, rig: &Rig, round: usize) {
+        self.0.after(rig, round).await;
+    }
+}
+
 /// Grows the file system of a volume that the controller made larger. XFS: nobody needs a capability for that.
 struct Expand(Stage);
 
@@ -238,6 +256,9 @@ async fn killed_anywhere_in_a_stage() {
     let call = Stage(raw(), 16);
     let what = "NodeStageVolume of a raw device";
     at_every_point(rig, what, Kill::Driver, &MOUNTING[..4], &call).await;
+    let call = First(Stage(raw(), 16));
+    let what = "NodeStageVolume where no daemon runs";
+    at_every_point(rig, what, Kill::Driver, &MOUNTING[..5], &call).await;
 }
 
 /// With the driver die mkfs and whatever else it runs, in the middle of their writes.
