@@ -86,7 +86,14 @@ half() {
   stop half KILL
 }
 check 'a connection that is never established is ended' half
-check 'a controller without a sign of life is ended' rdma-peer mute $HERE:4420 $NQN
+# What the device has for processes: queue pairs, registrations, domains. Some registrations stay, for the next connection.
+resources() { rdma resource show | sed 's/srq.*//'; }
+no_queue() { resources | tee /dev/stderr | grep -q ' qp 1 '; } # the device's own
+mute() {
+  rdma-peer mute $HERE:4420 $NQN 2
+  wait_until 20 no_queue
+}
+check 'a host that stops in the middle is ended, and its queue pairs are gone' mute
 check 'capsules wrong in each field are refused with the status for it' rdma-peer capsules $HERE:4420 $NQN 2
 
 attach() {
@@ -305,8 +312,6 @@ two_ways() {
 one_way() { ! over rdma; }
 check 'RDMA and TCP to one namespace at once' both
 
-# What the device has for processes: queue pairs, registrations, domains. Some registrations stay, for the next connection.
-resources() { rdma resource show | sed 's/srq.*//'; }
 round() {
   nvme connect "${AT[@]}" -n $NQN
   wait_until 20 ns_dev $NQN 1
@@ -321,7 +326,6 @@ rounds() {
   for ((n = 0; n < ROUNDS * NVMF_SOAK; n++)); do round; done
   wait_until 20 as_before "$before"
 }
-no_queue() { resources | tee /dev/stderr | grep -q ' qp 1 '; } # the device's own
 check 'connections leave nothing behind' rounds
 
 # A host is killed while its data are under way: what was outstanding then comes back undone, which the target counts.

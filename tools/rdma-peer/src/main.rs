@@ -8,7 +8,7 @@
 //! rdma-peer capsules ADDR:PORT NQN NSID   commands wrong in each field, while another host does I/O
 //! rdma-peer silent ADDR:PORT     connects and sends no Connect, until the target hangs up
 //! rdma-peer half ADDR:PORT       asks for a connection and never looks at the answer, until it is killed
-//! rdma-peer mute ADDR:PORT NQN   brings a controller up and says nothing more, until the target hangs up
+//! rdma-peer mute ADDR:PORT NQN NSID   asks for data, takes one response, and says nothing more, until the target hangs up
 //! rdma-peer dying ADDR:PORT NQN NSID   sends 24 commands and takes few responses, until it is killed in the middle of transfers
 //! ```
 //! Each step prints a line; the first that goes wrong ends the program with exit code 1 and says what.
@@ -54,10 +54,10 @@ fn run() -> Result<()> {
         ["capsules", address, nqn, nsid] => capsules::run(at(address)?, nqn, number(nsid)?),
         ["silent", address] => silent::no_connect(at(address)?),
         ["half", address] => silent::half(at(address)?),
-        ["mute", address, nqn] => silent::mute(at(address)?, nqn),
+        ["mute", address, nqn, nsid] => silent::mute(at(address)?, nqn, number(nsid)?),
         ["dying", address, nqn, nsid] => dying::run(at(address)?, nqn, number(nsid)?),
         _ => bail!(
-            "usage: rdma-peer verbs|refused|silent|half ADDR:PORT, mute ADDR:PORT NQN, capsules|dying ADDR:PORT NQN NSID"
+            "usage: rdma-peer verbs|refused|silent|half ADDR:PORT, capsules|mute|dying ADDR:PORT NQN NSID"
         ),
     }
 }

@@ -3,13 +3,15 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nvme_proto::rdma::CmRequest;
-use nvme_proto::wire::{Cntlid, Qid};
-use nvmf_io::verbs::{CmEventKind, ConnectParams, EventChannel};
+use nvme_proto::wire::{Cntlid, IoOpcode, Qid, SglDescriptor, Sqe};
+use nvmf_io::verbs::{CmEventKind, ConnectParams, EventChannel, HEADER_BYTES};
 use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U16, U32};
 
-use crate::host::{Host, Identity, RECEIVES};
+use crate::capsules::block_bytes;
+use crate::host::{Host, Identity};
 use crate::link::expect;
 use crate::refused::{ask, resolved};
 
@@ -55,11 +57,22 @@ pub fn half(address: SocketAddr) -> Result<()> {
     }
 }
 
-/// Brings a controller and a queue up, and says nothing more: the target must end both when the keep-alive timeout is over.
-pub fn mute(address: SocketAddr, subsystem: &str) -> Result<()> {
+/// Brings a controller and a queue up, asks for data, takes one response and no more, and says nothing: responses that nobody takes are
+/// under way at the target, which must end both connections all the same when the keep-alive timeout is over.
+pub fn mute(address: SocketAddr, subsystem: &str, nsid: u32) -> Result<()> {
     let who = Identity::new(9, subsystem)?;
     let (mut admin, cntlid) = Host::bring_up(address, &who, KATO_MS)?;
-    let mut io = Host::io(address, &who, cntlid, Qid(1), 16, RECEIVES)?;
+    let block_bytes = block_bytes(&mut admin, nsid)?;
+    let mut io = Host::io(address, &who, cntlid, Qid(1), 16, 1)?;
+    let (start, key) = io.remote()?;
+    for _ in 0..8 {
+        let mut read = Sqe::new(IoOpcode::READ);
+        read.cid = U16::new(io.next_cid().0);
+        read.nsid = U32::new(nsid);
+        read.dptr = SglDescriptor::keyed(start, 4096, key, false).context("too long")?;
+        read.cdw12 = U32::new(4096 / block_bytes - 1);
+        io.send(&read, HEADER_BYTES, &[])?;
+    }
     println!(
         "the target hung up after {} ms",
         admin.until_closed()?.as_millis()
