@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::address::{
-    Address, AddressError, DEFAULT_DISCOVERY_PORT, DEFAULT_IO_PORT, DISCOVERY_NQN, parse_port,
-};
+use crate::address::{Address, AddressError, DISCOVERY_NQN, Transport, parse_port};
 use crate::options::{ConnectOptions, OptionError, Target};
 
 /// Why a configuration file cannot be used.
@@ -163,10 +161,11 @@ fn is_key(text: &Option<String>) -> bool {
 
 impl Port {
     fn target(&self, subnqn: &str) -> Result<Target, OptionError> {
+        let transport: Transport = self.transport.parse()?;
         let default_port = if subnqn == DISCOVERY_NQN {
-            DEFAULT_DISCOVERY_PORT
+            transport.discovery_port()
         } else {
-            DEFAULT_IO_PORT
+            transport.io_port()
         };
         let defaults = ConnectOptions::default();
         let host_traddr = self
@@ -176,7 +175,7 @@ impl Port {
             .transpose()?;
         let target = Target {
             address: Address {
-                transport: self.transport.parse()?,
+                transport,
                 traddr: self.traddr.clone().ok_or(AddressError::NoHost)?,
                 trsvcid: self
                     .trsvcid
@@ -296,9 +295,9 @@ mod tests {
             first.address.host_traddr,
             Some("192.0.2.9".parse().unwrap())
         );
-        assert_eq!(targets[1].target.address.trsvcid, DEFAULT_IO_PORT);
+        assert_eq!(targets[1].target.address.trsvcid, Transport::Tcp.io_port());
         assert!(targets[2].discovery);
-        assert_eq!(targets[2].target.address.trsvcid, DEFAULT_DISCOVERY_PORT);
+        assert_eq!(targets[2].target.address.trsvcid, Transport::Tcp.discovery_port());
         assert_eq!(
             targets[2].hostid.as_deref(),
             Some("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
@@ -329,9 +328,21 @@ mod tests {
             matches!(error, ConfigError::NotBuilt { key: "tls", .. }),
             "{error}"
         );
-        let error = port(r#""transport":"rdma","traddr":"h""#).unwrap_err();
+        let rdma = port(r#""transport":"rdma","traddr":"h""#).unwrap();
+        assert_eq!(
+            rdma[0].target.address,
+            Address::rdma("h", Transport::Rdma.io_port())
+        );
+        let error = port(r#""transport":"rdma","traddr":"h","hdr_digest":true"#).unwrap_err();
         assert!(
-            error.to_string().contains("subsystem n: transport 'rdma'"),
+            error
+                .to_string()
+                .contains("subsystem n: option hdr_digest belongs to NVMe/TCP"),
+            "{error}"
+        );
+        let error = port(r#""transport":"fc","traddr":"h""#).unwrap_err();
+        assert!(
+            error.to_string().contains("subsystem n: transport 'fc'"),
             "{error}"
         );
         assert!(matches!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::address::{Address, AddressError, DISCOVERY_NQN, NvmeUrl, check_nqn};
+use crate::address::{Address, AddressError, DISCOVERY_NQN, NvmeUrl, Transport, check_nqn};
 
 /// Smallest I/O queue the Linux host asks for; smaller ones gain nothing.
 pub const MIN_QUEUE_SIZE: u16 = 16;
@@ -46,6 +46,14 @@ pub enum OptionError {
         min: i64,
         /// Largest allowed.
         max: i64,
+    },
+    /// An option of another transport.
+    #[error("option {option} belongs to NVMe/TCP; leave it out over RDMA{remedy}")]
+    TcpOnly {
+        /// The option's name.
+        option: &'static str,
+        /// What to do instead, as the end of the sentence.
+        remedy: &'static str,
     },
     /// I/O that is to fail after the controller is gone for good.
     #[error(
@@ -90,7 +98,7 @@ pub struct ConnectOptions {
     /// A command that has no answer after this many milliseconds is aborted; without an answer for as long again it ends the
     /// association.
     pub io_timeout_ms: u32,
-    /// Bound on each step of a connection attempt: the TCP handshake, ICResp, each admin command.
+    /// Bound on each step of a connection attempt: the connection itself, Connect, each admin command.
     pub connect_timeout_ms: u32,
 }
 
@@ -252,7 +260,25 @@ impl Target {
     /// Checks the NQN and the options.
     pub fn validate(&self) -> Result<(), OptionError> {
         check_nqn(&self.subnqn)?;
-        self.options.validate()
+        self.options.validate()?;
+        match self.address.transport {
+            Transport::Tcp => Ok(()),
+            Transport::Rdma => self.validate_rdma(),
+        }
+    }
+
+    fn validate_rdma(&self) -> Result<(), OptionError> {
+        let digests = ": RDMA guards its packets itself";
+        let interface = ": give the interface's address as host_traddr";
+        let given = [
+            ("hdr_digest", self.options.hdr_digest, digests),
+            ("data_digest", self.options.data_digest, digests),
+            ("host_iface", self.address.host_iface.is_some(), interface),
+        ];
+        match given.into_iter().find(|(_, is_given, _)| *is_given) {
+            Some((option, _, remedy)) => Err(OptionError::TcpOnly { option, remedy }),
+            None => Ok(()),
+        }
     }
 
     /// Whether this is a discovery service by its well-known name.
@@ -367,6 +393,23 @@ mod tests {
             parse("nvme+tcp://h:1/"),
             OptionError::Address(AddressError::NoNqn)
         ));
+    }
+
+    #[test]
+    fn what_belongs_to_tcp_is_refused_over_rdma() {
+        let parse = |query: &str| format!("nvme+rdma://h/n?{query}").parse::<NamespaceUrl>();
+        assert!(parse("queue_size=64&disable_sqflow=0&tos=8").is_ok());
+        for option in ["hdr_digest", "data_digest"] {
+            let error = parse(option).unwrap_err();
+            assert!(matches!(error, OptionError::TcpOnly { option: named, .. } if named == option));
+        }
+        let mut target = parse("").unwrap().target;
+        target.address.host_iface = Some("eth0".into());
+        let error = target.validate().unwrap_err().to_string();
+        assert!(
+            error.contains("host_iface") && error.contains("host_traddr"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -35,7 +35,7 @@ use nvmf_io::{Buf, BufPool, PoolConfig, Ring, RingConfig, RingError, Token, mail
 use tokio::sync::mpsc;
 
 pub use crate::core::request::{Done, IoError, Op, Request};
-pub use crate::core::shard::Full;
+pub use crate::core::shard::{Full, RdmaCounts};
 pub use nvmf_io::Wait;
 
 use crate::control::Initiator;
@@ -145,7 +145,7 @@ const POLLS_PER_TICK: u32 = 64;
 const DISCONNECT_CHECK: Duration = Duration::from_millis(100);
 
 impl Session {
-    /// Connects to the namespace of an `nvme+tcp://` URL with one I/O queue, or as many as `nr_io_queues=` says.
+    /// Connects to the namespace of an `nvme+tcp://` or `nvme+rdma://` URL with one I/O queue, or as many as `nr_io_queues=` says.
     pub fn connect(url: &str, config: &SessionConfig) -> Result<Session, SessionError> {
         let mut url: NamespaceUrl = url.parse()?;
         url.target.options.nr_io_queues.get_or_insert(1);
@@ -290,7 +290,7 @@ impl Session {
         if wait == Wait::Poll || answered || self.told {
             self.shard.ring().wait(Wait::Poll)?;
         } else {
-            let wait = self.bounded(wait);
+            let wait = self.shard.before_sleep(wait);
             let ring = self.shard.ring();
             self.inbox
                 .park(|may_block| ring.wait(if may_block { wait } else { Wait::Poll }))?;
@@ -309,21 +309,17 @@ impl Session {
         Ok(())
     }
 
-    /// Not longer than the shard can be left alone.
-    fn bounded(&self, wait: Wait) -> Wait {
-        match (wait, self.shard.deadline()) {
-            (Wait::Block, Some(deadline)) => Wait::Until(deadline),
-            (Wait::Until(at), Some(deadline)) => Wait::Until(at.min(deadline)),
-            (wait, _) => wait,
-        }
-    }
-
     fn take(&mut self, done: &mut Vec<Done>) -> bool {
         let before = done.len();
         while let Some(completed) = self.shard.take_completed() {
             done.push(completed.done);
         }
         done.len() > before
+    }
+
+    /// What was asked of RDMA devices so far; nothing over TCP.
+    pub fn rdma_counts(&self) -> RdmaCounts {
+        self.shard.rdma_counts()
     }
 
     /// What happened to the controller since the last call: losses, reconnects, changes of the namespace.

@@ -106,6 +106,12 @@ impl HostQueue {
         Ok(id)
     }
 
+    /// The slot that the next command gets, if there is one.
+    #[inline]
+    pub fn next_slot(&self) -> Option<SlotId> {
+        self.free.last().copied()
+    }
+
     /// The command as it is sent.
     #[inline]
     pub fn command(&self, id: SlotId) -> &Sqe {

@@ -219,6 +219,12 @@ impl HostConn {
         Ok(slot)
     }
 
+    /// The slot that the next command gets, if there is one: for data that lie in a place of the slot's.
+    #[inline]
+    pub fn next_slot(&self) -> Option<SlotId> {
+        self.core.queue.next_slot()
+    }
+
     /// The command in a slot as it is sent, its CID included.
     #[inline]
     pub fn command(&self, slot: SlotId) -> &Sqe {

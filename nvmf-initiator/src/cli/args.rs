@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::address::{Address, AddressError, check_nqn, parse_port};
+use crate::address::{Address, AddressError, Transport, check_nqn, parse_port};
 use crate::block::BlockForm;
 use crate::config::parse_ip;
 use crate::host::ETC_NVME;
@@ -90,19 +90,19 @@ pub enum Format {
 /// Where the controller is and who we are.
 #[derive(Debug, Clone, Args)]
 pub struct PortArgs {
-    /// Transport.
+    /// Transport: tcp or rdma.
     #[arg(long, short = 't', default_value = "tcp")]
     pub transport: String,
     /// Address of the target's port: a name or an IP address.
     #[arg(long, short = 'a')]
     pub traddr: Option<String>,
-    /// Port number [default: 4420, for discovery 8009].
+    /// Port number [default: 4420, for discovery over TCP 8009].
     #[arg(long, short = 's')]
     pub trsvcid: Option<String>,
     /// Source address to bind to.
     #[arg(long, short = 'w')]
     pub host_traddr: Option<String>,
-    /// Network interface to send through.
+    /// Network interface to send through; over RDMA give --host-traddr.
     #[arg(long, short = 'f')]
     pub host_iface: Option<String>,
     /// Host NQN [default: /etc/nvme/hostnqn].
@@ -115,14 +115,15 @@ pub struct PortArgs {
 
 impl PortArgs {
     /// The address, with the port that belongs to the kind of service.
-    pub fn address(&self, default_port: u16) -> Result<Address, OptionError> {
+    pub fn address(&self, default_port: fn(Transport) -> u16) -> Result<Address, OptionError> {
+        let transport: Transport = self.transport.parse()?;
         Ok(Address {
-            transport: self.transport.parse()?,
+            transport,
             traddr: self.traddr.clone().ok_or(AddressError::NoHost)?,
             trsvcid: self
                 .trsvcid
                 .as_deref()
-                .map_or(Ok(default_port), parse_port)?,
+                .map_or_else(|| Ok(default_port(transport)), parse_port)?,
             host_traddr: self
                 .host_traddr
                 .as_deref()
@@ -228,7 +229,7 @@ impl ConnectArgs {
     pub fn target(&self) -> Result<Target, OptionError> {
         check_nqn(&self.nqn)?;
         let target = Target {
-            address: self.port.address(crate::address::DEFAULT_IO_PORT)?,
+            address: self.port.address(Transport::io_port)?,
             subnqn: self.nqn.clone(),
             options: self.association.options(&ConnectOptions::default()),
         };
@@ -323,7 +324,7 @@ pub struct DisconnectArgs {
 /// A controller that is attached already, or one to connect to for this command only.
 #[derive(Debug, Args)]
 pub struct ControllerArgs {
-    /// A device, a controller name as `list` shows it, or a URL nvme+tcp://HOST:PORT/NQN.
+    /// A device, a controller name as `list` shows it, or a URL nvme+tcp://HOST:PORT/NQN or nvme+rdma://….
     pub device: Option<String>,
     /// Instead of a device: where.
     #[command(flatten)]
@@ -446,11 +447,15 @@ mod tests {
                 .options
                 .disable_sqflow
         );
-        let error = connect("-t rdma -a h -n n").unwrap_err().to_string();
+        let rdma = connect("-t rdma -a h -n n").unwrap();
+        assert_eq!(rdma.address, Address::rdma("h", 4420));
+        let error = connect("-t rdma -a h -n n -g").unwrap_err().to_string();
         assert!(
-            error.contains("rdma") && error.contains("--transport tcp"),
+            error.contains("hdr_digest") && error.contains("over RDMA"),
             "{error}"
         );
+        let error = connect("-t fc -a h -n n").unwrap_err().to_string();
+        assert!(error.contains("tcp and rdma"), "{error}");
         assert!(matches!(
             connect("-n n"),
             Err(OptionError::Address(AddressError::NoHost))

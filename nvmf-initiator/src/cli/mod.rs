@@ -16,7 +16,7 @@ use nvme_proto::wire::log::SubsystemType;
 use nvmf_io::cpu::CoreList;
 use tracing_subscriber::EnvFilter;
 
-use crate::address::{DEFAULT_IO_PORT, NvmeUrl};
+use crate::address::{NvmeUrl, Transport};
 use crate::control::runtime;
 use crate::core::association::Association;
 use crate::core::discovery::{Discovered, follow};
@@ -209,7 +209,7 @@ fn subsystems(discovered: &Discovered, asked: &Target, failures: &mut Vec<Failur
             Some(_) => {}
             None => tracing::info!(
                 ?record,
-                "left out: this initiator connects over TCP without TLS"
+                "left out: this initiator connects without TLS, and over the transport that it asks on"
             ),
         }
     }
@@ -306,7 +306,7 @@ fn identify(
         Some(device) => return identify_attached(run, device, namespace),
         None => {
             let url = NvmeUrl {
-                address: of.port.address(DEFAULT_IO_PORT).map_err(usage)?,
+                address: of.port.address(Transport::io_port).map_err(usage)?,
                 nqn: of.nqn.clone(),
                 query: Vec::new(),
             };

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use nvme_proto::wire::log::{Eflags, Treq};
 use serde_json::{Value, json};
 
-use crate::core::discovery::{DiscoveryLog, DiscoveryRecord};
+use crate::core::discovery::{DiscoveryLog, DiscoveryRecord, Specific};
 use crate::daemon::api::{ControllerStatus, NamespaceStatus};
 
 fn pretty(value: &Value) -> String {
@@ -211,8 +211,8 @@ pub(super) fn discovered(logs: &[DiscoveryLog], json: bool) -> String {
     text
 }
 
-fn record_fields(record: &DiscoveryRecord) -> [(&'static str, String); 10] {
-    [
+fn record_fields(record: &DiscoveryRecord) -> Vec<(&'static str, String)> {
+    let mut fields = vec![
         ("trtype", record.trtype.to_string()),
         ("adrfam", record.adrfam.to_string()),
         ("subtype", record.subtype.to_string()),
@@ -222,8 +222,18 @@ fn record_fields(record: &DiscoveryRecord) -> [(&'static str, String); 10] {
         ("subnqn", record.subnqn.clone()),
         ("traddr", record.traddr.clone()),
         ("eflags", eflags(record.eflags)),
-        ("sectype", record.security.to_string()),
-    ]
+    ];
+    match &record.specific {
+        Specific::Tcp(security) => fields.push(("sectype", security.to_string())),
+        Specific::Rdma(rdma) => fields.extend([
+            ("rdma_prtype", rdma.prtype_name().to_owned()),
+            ("rdma_qptype", rdma.qptype_name().to_owned()),
+            ("rdma_cms", rdma.cms_name().to_owned()),
+            ("rdma_pkey", format!("{:#06x}", rdma.pkey)),
+        ]),
+        Specific::Unknown => {}
+    }
+    fields
 }
 
 fn record_json(record: &DiscoveryRecord) -> Value {

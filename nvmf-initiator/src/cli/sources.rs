@@ -6,7 +6,7 @@ use clap::Parser as _;
 
 use super::args::{Cli, Command, ConnectAllArgs, DiscoverArgs, PortArgs};
 use super::{host, usage};
-use crate::address::{DEFAULT_DISCOVERY_PORT, DISCOVERY_NQN};
+use crate::address::{DISCOVERY_NQN, Transport};
 use crate::config::{read_config_json, read_discovery_conf};
 use crate::daemon::api::Failure;
 use crate::host::HostIdentity;
@@ -154,7 +154,7 @@ fn discovery_target(
 ) -> Result<Target, OptionError> {
     let subnqn = nqn.unwrap_or(DISCOVERY_NQN).to_owned();
     let target = Target {
-        address: port.address(DEFAULT_DISCOVERY_PORT)?,
+        address: port.address(Transport::discovery_port)?,
         subnqn,
         options,
     };

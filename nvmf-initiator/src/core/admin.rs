@@ -1,28 +1,25 @@
 //! The admin queue on the control thread: commands as futures.
 //!
-//! Two tasks serve the socket, one reading and one writing; both end with it. When the target breaks a rule the writer tells it so,
-//! with one termination request, before the socket is shut. A command's future may be dropped: its answer
+//! [`tcp`] and [`rdma`] carry the commands, in tasks that end with the queue. A command's future may be dropped: its answer
 //! is then thrown away when it comes.
 
+mod rdma;
+mod tcp;
+
 use std::cell::{Cell, RefCell};
-use std::net::Shutdown;
 use std::rc::Rc;
 use std::time::Duration;
 
-use nvme_proto::queue::Transfer;
-use nvme_proto::tcp::host::{HostConn, HostReceived, SubmitError};
-use nvme_proto::tcp::{TX_HEADER_BYTES, TxHeader};
+use nvme_proto::queue::SlotId;
 use nvme_proto::wire::{Cqe, Sqe};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use self::rdma::RdmaAdmin;
+use self::tcp::TcpAdmin;
 use super::error::AdminError;
-use super::link::{Link, push_pdu, terminate, termination_request};
-use super::queue::TERMINATION_WAIT_MS;
-
-/// Bytes taken from the socket at a time: more than any Identify structure with its headers.
-const READ_BYTES: usize = 16 << 10;
+use super::link::{Link, LinkWire};
 
 /// Data of an admin command.
 pub(crate) enum AdminData {
@@ -46,59 +43,70 @@ struct Waiting {
     reply: oneshot::Sender<(Cqe, u32, Vec<u8>)>,
 }
 
+/// Why a command was not taken.
+enum NotTaken {
+    /// No more can be open; a slot that becomes free is told of.
+    Full,
+    /// The queue is of no more use.
+    Failed(String),
+}
+
+/// What carries the queue.
+enum Wire {
+    Tcp(TcpAdmin),
+    Rdma(RdmaAdmin),
+}
+
 struct Shared {
-    conn: RefCell<HostConn>,
+    wire: Wire,
     slots: RefCell<Vec<Option<Waiting>>>,
     /// Why the queue ended.
     ended: RefCell<Option<String>>,
     over: Notify,
-    /// There is something to send.
+    /// There is something to send, or the queue ended.
     send: Notify,
     /// A slot became free.
     room: Notify,
-    /// The writer has sent its last.
-    farewell: Notify,
     /// Whether the controller said anything since this was last cleared.
     heard: Cell<bool>,
-    stream: tokio_uring::net::TcpStream,
-    socket: std::net::TcpStream,
 }
 
 /// See the module's text.
 pub(crate) struct AdminQueue {
     shared: Rc<Shared>,
-    reader: Option<JoinHandle<()>>,
-    writer: Option<JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
     timeout: Duration,
 }
 
 impl AdminQueue {
     /// Takes over a connected admin queue.
     pub fn new(link: Link, timeout: Duration) -> AdminQueue {
-        let capacity = link.conn.capacity();
+        let (wire, capacity, rest) = match link.wire {
+            LinkWire::Tcp(link) => {
+                let (tcp, capacity, rest) = TcpAdmin::new(link);
+                (Wire::Tcp(tcp), capacity, rest)
+            }
+            LinkWire::Rdma(link) => {
+                let (rdma, capacity) = RdmaAdmin::new(link);
+                (Wire::Rdma(rdma), capacity, Vec::new())
+            }
+        };
         let shared = Rc::new(Shared {
-            conn: RefCell::new(link.conn),
+            wire,
             slots: RefCell::new(std::iter::repeat_with(|| None).take(capacity).collect()),
             ended: RefCell::new(None),
             over: Notify::new(),
             send: Notify::new(),
             room: Notify::new(),
-            farewell: Notify::new(),
             heard: Cell::new(false),
-            stream: link.stream,
-            socket: link.socket,
         });
-        let (reading, writing, rest) = (shared.clone(), shared.clone(), link.rest);
-        let reader = tokio_uring::spawn(async move {
-            let cause = reading.read(&rest).await;
-            reading.end(cause);
-            reading.wait_farewell().await;
-        });
-        let writer = tokio_uring::spawn(async move { writing.write().await });
+        let tasks = match &shared.wire {
+            Wire::Tcp(_) => tcp::start(&shared, rest),
+            Wire::Rdma(_) => rdma::start(&shared),
+        };
         AdminQueue {
             shared,
-            reader: Some(reader),
-            writer: Some(writer),
+            tasks,
             timeout,
         }
     }
@@ -117,9 +125,9 @@ impl AdminQueue {
         sqe: Sqe,
         data: AdminData,
     ) -> Result<AdminReply, AdminError> {
-        let (transfer, expected_in) = match data {
-            AdminData::None => (Transfer::None, 0),
-            AdminData::In(len) => (Transfer::ToHost(len), len),
+        let expected_in = match data {
+            AdminData::None => 0,
+            AdminData::In(len) => len,
         };
         let (reply, answered) = oneshot::channel();
         let mut waiting = Some(Waiting {
@@ -132,15 +140,14 @@ impl AdminQueue {
             if let Some(cause) = self.ended() {
                 return Err(AdminError::Ended(cause));
             }
-            let submitted = self.shared.conn.borrow_mut().submit(&sqe, transfer);
-            match submitted {
+            match self.shared.submit(&sqe, expected_in) {
                 Ok(slot) => {
                     self.shared.slots.borrow_mut()[slot.index()] = waiting.take();
                     self.shared.send.notify_one();
                     break;
                 }
-                Err(SubmitError::QueueFull(_)) => room.await,
-                Err(error) => return Err(AdminError::Ended(error.to_string())),
+                Err(NotTaken::Full) => room.await,
+                Err(NotTaken::Failed(cause)) => return Err(AdminError::Ended(cause)),
             }
         }
         let Ok((cqe, got, data)) = answered.await else {
@@ -182,13 +189,10 @@ impl AdminQueue {
         self.shared.heard.replace(false)
     }
 
-    /// Shuts the connection down and waits until its socket is closed.
+    /// Ends the connection and waits until it is closed.
     pub async fn close(mut self) {
         self.shared.end("closed by this host".to_owned());
-        for task in [self.reader.take(), self.writer.take()]
-            .into_iter()
-            .flatten()
-        {
+        for task in std::mem::take(&mut self.tasks) {
             // Only a panic could make it fail, and that is reported where it happens.
             let _ = task.await;
         }
@@ -202,14 +206,22 @@ impl Drop for AdminQueue {
 }
 
 impl Shared {
+    fn submit(&self, sqe: &Sqe, expected_in: u32) -> Result<SlotId, NotTaken> {
+        match &self.wire {
+            Wire::Tcp(tcp) => tcp.submit(sqe, expected_in),
+            Wire::Rdma(rdma) => rdma.submit(sqe, expected_in),
+        }
+    }
+
     /// Ends the queue once; everybody who waits for it learns why.
     fn end(&self, cause: String) {
         if self.ended.borrow().is_some() {
             return;
         }
         *self.ended.borrow_mut() = Some(cause);
-        if !self.conn.borrow().is_terminating() {
-            self.shut();
+        match &self.wire {
+            Wire::Tcp(tcp) => tcp.end(),
+            Wire::Rdma(rdma) => rdma.end(),
         }
         self.slots
             .borrow_mut()
@@ -220,123 +232,15 @@ impl Shared {
         self.send.notify_one();
     }
 
-    fn shut(&self) {
-        // An error means that the connection is down already.
-        let _ = self.socket.shutdown(Shutdown::Both);
+    fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some()
     }
 
-    /// Where the target broke a rule, the writer tells it so once what it was sending is sent. Bounded, since the target may
-    /// not be reading.
-    async fn wait_farewell(&self) {
-        let limit = Duration::from_millis(2 * u64::from(TERMINATION_WAIT_MS));
-        let _ = timeout(limit, self.farewell.notified()).await;
-        self.shut();
-    }
-
-    async fn read(&self, rest: &[u8]) -> String {
-        if let Err(cause) = self.consume(rest) {
-            return cause;
-        }
-        let mut buf = vec![0; READ_BYTES];
-        loop {
-            let (read, back) = self.stream.read(buf).await;
-            buf = back;
-            match read {
-                Ok(0) => return "closed by the target".to_owned(),
-                Ok(read) => {
-                    if let Err(cause) = self.consume(&buf[..read]) {
-                        return cause;
-                    }
-                }
-                Err(error) => return error.to_string(),
-            }
-        }
-    }
-
-    fn consume(&self, mut input: &[u8]) -> Result<(), String> {
-        self.heard.set(true);
-        let mut conn = self.conn.borrow_mut();
-        let mut slots = self.slots.borrow_mut();
-        // With no bytes left there may still be something to be told: NeedMore is the end.
-        loop {
-            let (used, received) = conn
-                .receive(input)
-                .map_err(|violation| format!("the target broke the protocol: {violation}"))?;
-            match received {
-                HostReceived::NeedMore => break,
-                HostReceived::Payload {
-                    slot,
-                    offset,
-                    range,
-                } => {
-                    if let Some(waiting) = &mut slots[slot.index()] {
-                        let from = &input[range];
-                        waiting.data[offset as usize..offset as usize + from.len()]
-                            .copy_from_slice(from);
-                    }
-                }
-                HostReceived::Complete {
-                    slot,
-                    cqe,
-                    data_bytes,
-                    digest_error,
-                } => {
-                    if let Some(waiting) = slots[slot.index()].take() {
-                        let got = if digest_error {
-                            0
-                        } else {
-                            data_bytes.min(waiting.expected_in)
-                        };
-                        // Whoever asked may have stopped waiting.
-                        let _ = waiting.reply.send((cqe, got, waiting.data));
-                    }
-                    self.room.notify_waiters();
-                }
-                HostReceived::TermReq { fes, fei } => {
-                    return Err(format!(
-                        "the target sent a termination request: {fes}, information {fei:08x}h"
-                    ));
-                }
-            }
-            input = &input[used..];
-        }
-        // What was received may have asked for data.
-        self.send.notify_one();
-        Ok(())
-    }
-
-    async fn write(&self) {
-        loop {
-            self.send.notified().await;
-            loop {
-                if self.ended.borrow().is_some() {
-                    let request = termination_request(&mut self.conn.borrow_mut());
-                    if let Some(request) = request {
-                        terminate(&self.stream, request).await;
-                    }
-                    return self.farewell.notify_one();
-                }
-                let bytes = self.collect();
-                if bytes.is_empty() {
-                    break;
-                }
-                let (sent, _) = self.stream.write_all(bytes).await;
-                if let Err(error) = sent {
-                    self.end(error.to_string());
-                    return self.farewell.notify_one();
-                }
-            }
-        }
-    }
-
-    fn collect(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let mut conn = self.conn.borrow_mut();
-        let mut header: TxHeader = [0; TX_HEADER_BYTES];
-        while let Some(pdu) = conn.poll_transmit(&mut header) {
-            // No admin command of this host has data of its own.
-            push_pdu(&mut bytes, &header, &pdu, &[]);
-        }
-        bytes
+    /// A command was answered, and brought `got` bytes, which are in `waiting`.
+    fn answer(&self, waiting: Waiting, cqe: Cqe, got: u32) {
+        // Whoever asked may have stopped waiting.
+        let got = got.min(waiting.expected_in);
+        let _ = waiting.reply.send((cqe, got, waiting.data));
+        self.room.notify_waiters();
     }
 }

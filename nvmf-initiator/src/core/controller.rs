@@ -4,7 +4,7 @@
 //! controller's events, and when an association is lost it closes every queue, decides with [`LossPolicy`] when to try
 //! again and when to fail I/O, and checks after a reconnect that each namespace is still the one that it was.
 //!
-//! Invariants: a new association is begun only after every shard has said that no socket of the old one is open; a head is
+//! Invariants: a new association is begun only after every shard has said that no connection of the old one is open; a head is
 //! made live only on an association on which its namespace was identified again.
 
 use std::fmt;
@@ -24,8 +24,7 @@ use super::aborts::Aborts;
 use super::admin::AdminData;
 use super::association::Association;
 use super::error::{AdminError, ConnectError};
-use super::link::Link;
-use super::message::{ControllerKey, FromShard, HeadKey, HeadState, NewQueue, ShardPort, ToShard};
+use super::message::{ControllerKey, FromShard, HeadKey, HeadState, NewQueue, NewWire, ShardPort, ToShard};
 use super::namespace::NamespaceInfo;
 use super::policy::{GiveUp, Loss, LossAction, LossPolicy};
 use super::request::IoError;
@@ -243,7 +242,7 @@ pub fn resume(spec: ControllerSpec, shards: usize, known: Vec<NamespaceInfo>) ->
 /// An association with its queues, not yet given to the shards.
 struct Fresh {
     association: Association,
-    links: Vec<Link>,
+    queues: Vec<NewWire>,
     namespaces: Vec<NamespaceInfo>,
 }
 
@@ -265,14 +264,15 @@ impl Fresh {
                 needed: needed_queues,
             });
         }
-        let mut links = Vec::with_capacity(granted.into());
+        let mut queues = Vec::with_capacity(granted.into());
         for qid in 1..=granted {
-            links.push(association.connect_io_queue(target, host, Qid(qid)).await?);
+            let link = association.connect_io_queue(target, host, Qid(qid));
+            queues.push(link.await?.into_wire()?);
         }
         let namespaces = scan(&association, spec.which).await?;
         Ok(Fresh {
             association,
-            links,
+            queues,
             namespaces,
         })
     }
@@ -374,17 +374,15 @@ impl Task {
     fn adopt(&mut self, fresh: Fresh) -> Result<ControllerInfo, ConnectError> {
         self.number += 1;
         if self.shards_in_use == 0 {
-            self.shards_in_use = fresh.links.len().min(self.spec.shards.len());
+            self.shards_in_use = fresh.queues.len().min(self.spec.shards.len());
         }
-        let queues = fresh.links.len() as u16;
-        for (index, link) in fresh.links.into_iter().enumerate() {
+        let queues = fresh.queues.len() as u16;
+        for (index, wire) in fresh.queues.into_iter().enumerate() {
             let queue = NewQueue {
                 controller: self.key,
                 association: self.number,
                 qid: Qid(index as u16 + 1),
-                socket: link.socket,
-                conn: link.conn,
-                bytes: link.rest,
+                wire,
                 io_timeout_ms: self.spec.target.options.io_timeout_ms,
                 events: self.queue_sink.clone(),
                 traffic: self.traffic.clone(),

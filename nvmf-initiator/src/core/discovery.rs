@@ -6,14 +6,14 @@
 use std::collections::{HashSet, VecDeque};
 
 use nvme_proto::wire::log::{
-    AddressFamily, DiscoveryEntry, DiscoveryHeader, Eflags, LogId, SubsystemType, TcpSecurity,
-    TransportType, Treq,
+    AddressFamily, DiscoveryEntry, DiscoveryHeader, Eflags, LogId, RdmaSpecific, SubsystemType,
+    TcpSecurity, TransportType, Treq,
 };
 use zerocopy::FromBytes;
 
 use super::association::Association;
 use super::error::ConnectError;
-use crate::address::{Address, DEFAULT_DISCOVERY_PORT, DISCOVERY_NQN};
+use crate::address::{Address, DISCOVERY_NQN, Transport};
 use crate::host::HostIdentity;
 use crate::options::Target;
 
@@ -39,7 +39,7 @@ pub struct DiscoveryRecord {
     pub treq: Treq,
     /// The target's number for the port.
     pub portid: u16,
-    /// Service: the TCP port.
+    /// Service: the port.
     pub trsvcid: String,
     /// The subsystem.
     pub subnqn: String,
@@ -47,8 +47,19 @@ pub struct DiscoveryRecord {
     pub traddr: String,
     /// Flags.
     pub eflags: Eflags,
-    /// Whether TLS is wanted.
-    pub security: TcpSecurity,
+    /// What only its fabric has.
+    pub specific: Specific,
+}
+
+/// The transport specific part of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Specific {
+    /// TCP: whether TLS is wanted.
+    Tcp(TcpSecurity),
+    /// RDMA: how queue pairs are connected.
+    Rdma(RdmaSpecific),
+    /// Of fabrics that this host does not speak.
+    Unknown,
 }
 
 impl DiscoveryRecord {
@@ -65,21 +76,28 @@ impl DiscoveryRecord {
                 .map_or_else(|_| String::new(), |nqn| nqn.as_str().to_owned()),
             traddr: entry.traddr.to_string(),
             eflags: entry.flags(),
-            security: entry.tcp_security(),
+            specific: match entry.trtype {
+                TransportType::TCP => Specific::Tcp(entry.tcp_security()),
+                TransportType::RDMA => Specific::Rdma(entry.rdma_specific()),
+                _ => Specific::Unknown,
+            },
         }
     }
 
-    /// What to connect to, where this host can: TCP without TLS. The source address and interface are those of the
-    /// connection on which the record was read.
+    /// What to connect to, where this host can: over the transport on which the record was read, and without TLS. The source
+    /// address and interface are those of that connection. A subsystem's ways over another transport are for who asks over that:
+    /// this host has one way to a namespace.
     pub fn target(&self, asked: &Target) -> Option<Target> {
-        if self.trtype != TransportType::TCP
-            || self.security != TcpSecurity::NONE
-            || self.subnqn.is_empty()
-        {
+        let transport = match self.specific {
+            Specific::Tcp(TcpSecurity::NONE) => Transport::Tcp,
+            Specific::Rdma(_) => Transport::Rdma,
+            Specific::Tcp(_) | Specific::Unknown => return None,
+        };
+        if transport != asked.address.transport || self.subnqn.is_empty() {
             return None;
         }
         let trsvcid = match self.trsvcid.as_str() {
-            "" if self.subtype != SubsystemType::NVM => DEFAULT_DISCOVERY_PORT,
+            "" if self.subtype != SubsystemType::NVM => transport.discovery_port(),
             text => crate::address::parse_port(text).ok()?,
         };
         let address = Address {
@@ -262,7 +280,7 @@ mod tests {
             subnqn: "n".into(),
             traddr: traddr.into(),
             eflags: Eflags::empty(),
-            security: TcpSecurity::NONE,
+            specific: Specific::Tcp(TcpSecurity::NONE),
         }
     }
 
@@ -288,17 +306,32 @@ mod tests {
         };
         assert_eq!(
             referral.target(&asked).unwrap().address.trsvcid,
-            DEFAULT_DISCOVERY_PORT
+            Transport::Tcp.discovery_port()
         );
-        let rdma = DiscoveryRecord {
-            trtype: TransportType::RDMA,
-            ..record("192.0.2.2", "4420")
-        };
-        assert_eq!(rdma.target(&asked), None);
         let tls = DiscoveryRecord {
-            security: TcpSecurity::TLS_1_3,
+            specific: Specific::Tcp(TcpSecurity::TLS_1_3),
             ..record("192.0.2.2", "4420")
         };
         assert_eq!(tls.target(&asked), None);
+        let rdma = |subtype, trsvcid| DiscoveryRecord {
+            trtype: TransportType::RDMA,
+            subtype,
+            // TSAS begins with a byte that would mean TLS over TCP.
+            specific: Specific::Rdma(RdmaSpecific {
+                qptype: 1,
+                prtype: 1,
+                cms: 1,
+                pkey: 0,
+            }),
+            ..record("192.0.2.2", trsvcid)
+        };
+        let (nvm, referral) = (SubsystemType::NVM, SubsystemType::REFERRAL);
+        assert_eq!(rdma(nvm, "4420").target(&asked), None);
+        asked.address = Address::rdma("192.0.2.1", 4420);
+        let target = rdma(nvm, "4421").target(&asked).unwrap();
+        assert_eq!(target.address, Address::rdma("192.0.2.2", 4421));
+        let target = rdma(referral, "").target(&asked).unwrap();
+        assert_eq!(target.address, Address::rdma("192.0.2.2", 4420));
+        assert_eq!(record("192.0.2.2", "4420").target(&asked), None);
     }
 }

@@ -2,9 +2,12 @@
 
 use std::io;
 
+use nvme_proto::rdma::CmStatus;
 use nvme_proto::violation::Violation;
 use nvme_proto::wire::Status;
 use nvme_proto::wire::fabrics::InvalidParameter;
+
+use nvmf_io::verbs::VerbsError;
 
 use crate::address::Address;
 
@@ -19,6 +22,22 @@ pub enum ConnectError {
         /// What the system said.
         source: io::Error,
     },
+    /// RDMA cannot be used, or failed.
+    #[error("{address}: {cause}")]
+    Rdma {
+        /// Where.
+        address: Address,
+        /// Why, and what to do.
+        cause: VerbsError,
+    },
+    /// The target refused the RDMA connection.
+    #[error("{address}: the target rejected the RDMA connection: {status}")]
+    Rejected {
+        /// Where.
+        address: Address,
+        /// Why.
+        status: CmStatus,
+    },
     /// The connection ended or failed while it was being set up.
     #[error("{address}: the connection ended during {during}: {cause}{}", ended_hint(.during))]
     Ended {
@@ -30,7 +49,7 @@ pub enum ConnectError {
         cause: String,
     },
     /// No answer in time.
-    #[error("{address}: no answer to {to} within {after_ms} ms; is this an NVMe/TCP port?")]
+    #[error("{address}: no answer to {to} within {after_ms} ms; is this an {} port?", .address.transport.standard_name())]
     Timeout {
         /// Where.
         address: Address,

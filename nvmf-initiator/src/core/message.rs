@@ -5,8 +5,9 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use nvme_proto::tcp::host::HostConn;
 use nvme_proto::wire::{Cid, Qid};
+use nvme_proto::{rdma, tcp::host as tcp};
+use nvmf_io::verbs::IdleQueuePair;
 use tokio::sync::{mpsc, oneshot};
 
 use super::namespace::NamespaceInfo;
@@ -56,18 +57,44 @@ pub struct NewQueue {
     pub association: u32,
     /// Its identifier.
     pub qid: Qid,
-    /// The socket, blocking, with nothing read beyond what `conn` has seen and `bytes`.
-    pub socket: TcpStream,
-    /// The state machine after the Connect response.
-    pub conn: HostConn,
-    /// Bytes received after the Connect response.
-    pub bytes: Vec<u8>,
+    /// Its connection.
+    pub wire: NewWire,
     /// A command without an answer for this long is to be aborted; without one for as long again it ends the queue.
     pub io_timeout_ms: u32,
     /// Where the queue reports its end.
     pub events: EventSink,
     /// Set whenever something is received.
     pub traffic: Arc<AtomicBool>,
+}
+
+/// A connection after the Connect response.
+pub enum NewWire {
+    /// Over TCP.
+    Tcp {
+        /// The socket, blocking, with nothing read beyond what `conn` has seen and `bytes`.
+        socket: TcpStream,
+        /// The state machine.
+        conn: tcp::HostConn,
+        /// Bytes received after the Connect response.
+        bytes: Vec<u8>,
+    },
+    /// Over RDMA.
+    Rdma {
+        /// The queue pair, with nothing posted. Events of its identifier come on a channel of its own.
+        qp: Box<IdleQueuePair>,
+        /// The state machine.
+        conn: rdma::HostConn,
+    },
+}
+
+impl NewWire {
+    /// Most commands that can be open.
+    pub(crate) fn capacity(&self) -> usize {
+        match self {
+            NewWire::Tcp { conn, .. } => conn.capacity(),
+            NewWire::Rdma { conn, .. } => conn.capacity(),
+        }
+    }
 }
 
 impl fmt::Debug for NewQueue {
@@ -117,7 +144,7 @@ pub enum ToShard {
     Nudge,
     /// A queue to use.
     AddQueue(Box<NewQueue>),
-    /// Shuts and closes every queue of the controller and holds its commands. Answered when no socket is left.
+    /// Shuts and closes every queue of the controller and holds its commands. Answered when no connection is left.
     CloseQueues {
         /// Whose.
         controller: ControllerKey,

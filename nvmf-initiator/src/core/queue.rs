@@ -1,31 +1,34 @@
-//! One I/O queue: a [`HostConn`] over a socket of the shard's ring.
+//! One I/O queue: commands on a connection, over either transport.
+//!
+//! [`tcp`] and [`rdma`] are the wires: how commands, data and answers travel. All else is the same for both.
 //!
 //! Invariants:
-//! - at most one receive and one send are in flight on the socket;
-//! - a command sits in the slot that [`HostConn`] gave it until its completion or until the queue is closed; its buffer
-//!   is held there, and by the ring while the kernel may touch it;
-//! - after `IoQueue::fail` no completion is reported any more. Once nothing is in flight the socket is closed, and
+//! - a command sits in the slot that the protocol gave it until its completion or until the queue is closed; its buffer
+//!   is held there, and by ring or device while they may touch it;
+//! - after `IoQueue::fail` no completion is reported any more. Once nothing is in flight the connection is closed, and
 //!   only then do the open commands come out again ([`IoQueue::take_open`]), so that no byte of the old connection is
 //!   sent or stored after one of them was issued elsewhere;
-//! - where the target broke a rule, one termination request is the last thing that it is sent.
+//! - where the target broke a rule over TCP, one termination request is the last thing that it is sent. RDMA has none.
 
-use std::io;
-use std::os::fd::OwnedFd;
+mod rdma;
+mod tcp;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use nvme_proto::digest::{Crc, DIGEST_BYTES};
-use nvme_proto::queue::{SlotId, Transfer};
-use nvme_proto::tcp::host::{HostConn, HostReceived};
+use nvme_proto::queue::SlotId;
 use nvme_proto::tcp::pdu::Fes;
-use nvme_proto::tcp::{TX_HEADER_BYTES, TxHeader};
 use nvme_proto::violation::Violation;
 use nvme_proto::wire::nvm::DsmRange;
-use nvme_proto::wire::{Cqe, Lba, Qid, Sqe, Status};
-use nvmf_io::{Buf, BufPool, Completion, Errno, Ring, SockId, TxBatch};
+use nvme_proto::wire::{Cid, Lba, Qid, Sqe, Status};
+use nvmf_io::verbs::WorkCounts;
+use nvmf_io::{Buf, BufPool, Completion, Errno, Ring};
 use zerocopy::IntoBytes;
 
-use super::message::{ControllerKey, EventSink, FromShard, NewQueue};
+use self::rdma::RdmaWire;
+use self::tcp::{Progress, TcpWire};
+use super::message::{ControllerKey, EventSink, FromShard, NewQueue, NewWire};
+use super::rdma::Registrars;
 use crate::tokens::TokenSpace;
 
 /// Why a queue ended.
@@ -37,6 +40,9 @@ pub enum QueueError {
     /// The socket failed.
     #[error("the connection failed: {0}")]
     Socket(Errno),
+    /// A work request, the device or the connection manager failed.
+    #[error("the RDMA connection failed: {0}")]
+    Rdma(String),
     /// The target broke a rule of the protocol.
     #[error("the target broke the protocol: {0}")]
     Violation(Violation),
@@ -99,6 +105,29 @@ struct Slot {
     abort_asked: bool,
 }
 
+/// The open commands, by slot.
+struct Slots {
+    list: Box<[Option<Slot>]>,
+    open: usize,
+}
+
+impl Slots {
+    fn get(&self, slot: SlotId) -> Option<&Slot> {
+        self.list[slot.index()].as_ref()
+    }
+
+    fn put(&mut self, slot: SlotId, command: Slot) {
+        self.list[slot.index()] = Some(command);
+        self.open += 1;
+    }
+
+    fn take(&mut self, slot: SlotId) -> Option<Slot> {
+        let taken = self.list[slot.index()].take()?;
+        self.open -= 1;
+        Some(taken)
+    }
+}
+
 /// How a command ended on this queue.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Finished {
@@ -111,8 +140,8 @@ enum Phase {
     Live,
     /// The target broke a rule: the termination request goes out, and the target has until this time to close the connection.
     Terminating(u32),
-    /// Shut; waits for the kernel to give the operations back.
-    Closing,
+    /// Shut; waits for kernel and device to give back what they hold, the device until this time.
+    Closing(u32),
     Closed,
 }
 
@@ -120,28 +149,57 @@ enum Phase {
 /// not the half minute that a controller gives; one that reads its socket at all needs a round trip.
 pub(crate) const TERMINATION_WAIT_MS: u32 = 1000;
 
+/// How long a device gets to give back what is posted on a queue pair that was disconnected. It does so at once, unless it is
+/// going away; then all goes with the queue pair.
+pub(crate) const FLUSH_WAIT_MS: u32 = 2000;
+
 const DSM_RANGE_BYTES: u32 = DsmRange::SIZE as u32;
 
-const RECEIVE: u32 = 1;
-const SEND: u32 = 2;
+/// What carries the queue.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "TCP's path is the one that another step would cost most"
+)]
+enum Wire {
+    Tcp(TcpWire),
+    Rdma(Box<RdmaWire>),
+}
+
+impl Wire {
+    fn next_slot(&self) -> Option<SlotId> {
+        match self {
+            Wire::Tcp(tcp) => tcp.conn.next_slot(),
+            Wire::Rdma(rdma) => rdma.conn()?.next_slot(),
+        }
+    }
+
+    fn submit(&mut self, sqe: &Sqe, data: &Data) -> Result<Option<SlotId>, QueueError> {
+        match self {
+            Wire::Tcp(tcp) => Ok(tcp.submit(sqe, data)),
+            Wire::Rdma(rdma) => rdma.submit(sqe, data),
+        }
+    }
+
+    fn cid(&self, slot: SlotId) -> Option<Cid> {
+        match self {
+            Wire::Tcp(tcp) => Some(tcp.conn.command(slot).cid()),
+            Wire::Rdma(rdma) => Some(rdma.conn()?.command(slot).cid()),
+        }
+    }
+}
 
 /// See the module's text.
 pub(crate) struct IoQueue {
     pub controller: ControllerKey,
     pub association: u32,
     pub qid: Qid,
-    conn: HostConn,
-    socket: Option<SockId>,
-    tokens: TokenSpace,
-    slots: Box<[Option<Slot>]>,
-    open: u32,
+    wire: Wire,
+    slots: Slots,
     /// 16 bytes for each slot, for the ranges of Dataset Management.
     ranges: Buf,
-    /// The one batch; the ring has it while a send is in flight.
-    batch: Option<Box<TxBatch>>,
-    receiving: bool,
-    sending: bool,
     phase: Phase,
+    /// Why no command can be taken any more; the next flush says so.
+    broken: Option<QueueError>,
     io_timeout_ms: u32,
     events: EventSink,
     /// Set when anything was received: traffic stands in for keep-alive.
@@ -157,38 +215,47 @@ impl IoQueue {
         tokens: TokenSpace,
         ring: &mut Ring,
         pool: &BufPool,
+        registrars: &mut Registrars,
         out: &mut Vec<Finished>,
     ) -> Result<Self, QueueError> {
-        let capacity = new.conn.capacity();
+        let capacity = new.wire.capacity();
         let ranges = pool
             .alloc(capacity as u32 * DSM_RANGE_BYTES)
             .ok_or(QueueError::NoBuffer)?;
-        let socket = ring.add_socket(OwnedFd::from(new.socket));
-        let mut queue = IoQueue {
+        let mut slots = Slots {
+            list: std::iter::repeat_with(|| None).take(capacity).collect(),
+            open: 0,
+        };
+        let wire = match new.wire {
+            NewWire::Tcp {
+                socket,
+                conn,
+                bytes,
+            } => {
+                let mut tcp = TcpWire::new(socket, conn, tokens, ring);
+                tcp.consume(&bytes, &mut slots, out)?;
+                tcp.arm(ring);
+                Wire::Tcp(tcp)
+            }
+            NewWire::Rdma { qp, conn } => {
+                let rdma = RdmaWire::new(*qp, conn, tokens, ring, registrars)?;
+                Wire::Rdma(Box::new(rdma))
+            }
+        };
+        Ok(IoQueue {
             controller: new.controller,
             association: new.association,
             qid: new.qid,
-            conn: new.conn,
-            socket: Some(socket),
-            tokens,
-            slots: std::iter::repeat_with(|| None).take(capacity).collect(),
-            open: 0,
+            wire,
+            slots,
             ranges,
-            batch: Some(TxBatch::new(
-                TxBatch::DEFAULT_HEADER_BYTES,
-                TxBatch::DEFAULT_SEGMENTS,
-            )),
-            receiving: false,
-            sending: false,
             phase: Phase::Live,
+            broken: None,
             io_timeout_ms: new.io_timeout_ms,
             events: new.events,
             traffic: new.traffic,
             dirty: false,
-        };
-        queue.consume(&new.bytes, out)?;
-        queue.arm(ring);
-        Ok(queue)
+        })
     }
 
     /// Whether commands can be submitted.
@@ -196,227 +263,146 @@ impl IoQueue {
         self.phase == Phase::Live
     }
 
-    /// Whether the socket is gone and nothing is in flight.
+    /// Whether RDMA carries it: it has to be polled in each turn, and armed before the shard sleeps.
+    pub fn is_rdma(&self) -> bool {
+        matches!(self.wire, Wire::Rdma(_))
+    }
+
+    /// Whether the connection is gone and nothing is in flight.
     pub fn is_closed(&self) -> bool {
         self.phase == Phase::Closed
     }
 
-    /// Whether something here may be late: a command, or the target's end of a connection that was terminated.
+    /// Whether something here may be late: a command, or the end of the connection.
     pub fn needs_time(&self) -> bool {
-        self.open > 0 || self.is_terminating()
+        self.slots.open > 0 || self.is_ending()
     }
 
     /// Whether another command fits.
     pub fn has_room(&self) -> bool {
-        self.phase == Phase::Live && (self.open as usize) < self.slots.len()
+        self.is_live() && self.slots.open < self.slots.list.len() && self.broken.is_none()
     }
 
-    /// Submits a command; it goes out with the next [`IoQueue::flush`]. False when the queue is full.
+    /// Submits a command; it goes out with the next [`IoQueue::flush`]. False when the queue takes no more, for now or because it
+    /// broke, which the flush then says.
     pub fn submit(&mut self, sqe: &Sqe, data: Data, part: Part, now_ms: u32) -> bool {
-        let transfer = match &data {
-            Data::None => Transfer::None,
-            Data::Out(_, _, len) => self.conn.write_transfer(sqe, *len),
-            Data::In(_, _, len) => Transfer::ToHost(*len),
-            Data::Range(..) => self.conn.write_transfer(sqe, DSM_RANGE_BYTES),
-        };
-        let Ok(slot) = self.conn.submit(sqe, transfer) else {
-            return false;
-        };
-        let index = slot.index();
-        let (buf, buf_offset, expected_in) = match data {
-            Data::None => (None, 0, 0),
-            Data::Out(buf, offset, _) => (Some(buf), offset, 0),
-            Data::In(buf, offset, len) => (Some(buf), offset, len),
+        let data = match data {
             Data::Range(slba, blocks) => {
+                let Some(slot) = self.wire.next_slot() else {
+                    return false;
+                };
                 let at = u32::from(slot.0) * DSM_RANGE_BYTES;
                 self.ranges
                     .copy_in(at, DsmRange::new(slba, blocks).as_bytes());
-                (Some(self.ranges.clone()), at, 0)
+                Data::Out(self.ranges.clone(), at, DSM_RANGE_BYTES)
+            }
+            data => data,
+        };
+        let slot = match self.wire.submit(sqe, &data) {
+            Ok(Some(slot)) => slot,
+            Ok(None) => return false,
+            Err(error) => {
+                self.broken.get_or_insert(error);
+                return false;
             }
         };
-        self.slots[index] = Some(Slot {
+        let (buf, buf_offset, expected_in) = match data {
+            Data::None | Data::Range(..) => (None, 0, 0),
+            Data::Out(buf, offset, _) => (Some(buf), offset, 0),
+            Data::In(buf, offset, len) => (Some(buf), offset, len),
+        };
+        let command = Slot {
             part,
             buf,
             buf_offset,
             expected_in,
             since_ms: now_ms,
             abort_asked: false,
-        });
-        self.open += 1;
+        };
+        self.slots.put(slot, command);
         true
     }
 
-    /// A ring operation of this queue completed; `local` is the lower half of its token.
+    /// A ring operation of this queue completed.
     pub fn on_completion(
         &mut self,
         completion: Completion,
         ring: &mut Ring,
+        now_ms: u32,
         out: &mut Vec<Finished>,
     ) -> Result<(), QueueError> {
-        let result = match TokenSpace::local_of(completion.token) {
-            RECEIVE => self.on_received(completion, ring, out),
-            SEND => self.on_sent(completion),
-            _ => Ok(()),
+        let is_live = self.is_live();
+        let result = match &mut self.wire {
+            Wire::Tcp(tcp) => {
+                let (phase, slots) = (self.phase, &mut self.slots);
+                tcp.on_completion(completion, phase, ring, slots, &self.traffic, out)
+            }
+            Wire::Rdma(rdma) => rdma
+                .on_completion(&completion, !is_live, ring)
+                .map(|()| Progress::Done),
+        };
+        if is_live {
+            return result.map(drop);
+        }
+        if !matches!(result, Ok(Progress::Done)) {
+            // There is nobody to hear the termination request.
+            self.shut(ring, now_ms);
+        }
+        self.try_close(ring, false);
+        Ok(())
+    }
+
+    /// Looks for answers, where they are not brought by the ring. Whether there was anything.
+    pub fn poll(&mut self, ring: &mut Ring, out: &mut Vec<Finished>) -> Result<bool, QueueError> {
+        let Wire::Rdma(rdma) = &mut self.wire else {
+            return Ok(false);
         };
         if self.phase == Phase::Live {
-            return result;
+            return rdma.poll(&mut self.slots, &self.traffic, out);
         }
-        if result.is_err() {
-            // There is nobody to hear the termination request.
-            self.shut(ring);
+        let drained = rdma.drain();
+        self.try_close(ring, drained.is_err());
+        Ok(false)
+    }
+
+    /// Before the shard sleeps: asks to be woken by answers. True where answers may have come meanwhile.
+    pub fn arm(&mut self) -> Result<bool, QueueError> {
+        match &mut self.wire {
+            Wire::Tcp(_) => Ok(false),
+            Wire::Rdma(rdma) => rdma.arm(),
         }
-        self.try_close(ring);
+    }
+
+    /// What was done on the queue pair, where there is one.
+    pub fn counts(&self) -> WorkCounts {
+        match &self.wire {
+            Wire::Tcp(_) => WorkCounts::default(),
+            Wire::Rdma(rdma) => rdma.counts(),
+        }
+    }
+
+    /// Sends what the connection has to say.
+    pub fn flush(&mut self, ring: &mut Ring) -> Result<(), QueueError> {
+        match (&mut self.wire, self.phase) {
+            (Wire::Tcp(tcp), Phase::Live | Phase::Terminating(_)) => tcp.flush(ring, &self.slots),
+            (Wire::Rdma(rdma), Phase::Live) => {
+                if let Some(error) = self.broken.take() {
+                    return Err(error);
+                }
+                rdma.flush()?;
+            }
+            _ => {}
+        }
         Ok(())
-    }
-
-    fn on_received(
-        &mut self,
-        completion: Completion,
-        ring: &mut Ring,
-        out: &mut Vec<Finished>,
-    ) -> Result<(), QueueError> {
-        if !completion.more {
-            self.receiving = false;
-        }
-        match self.phase {
-            Phase::Live => {}
-            Phase::Terminating(_) => {
-                match completion.result {
-                    // What the target still says does not count any more.
-                    Ok(1..) => self.arm(ring),
-                    // It closed the connection, as it should.
-                    Ok(0) | Err(_) => self.shut(ring),
-                }
-                return Ok(());
-            }
-            Phase::Closing | Phase::Closed => return Ok(()),
-        }
-        match completion.result {
-            Ok(0) => return Err(QueueError::ClosedByPeer),
-            Ok(_) => {
-                if !self.traffic.load(Ordering::Relaxed) {
-                    self.traffic.store(true, Ordering::Relaxed);
-                }
-                if let Some(chunk) = &completion.rx {
-                    self.consume(chunk, out)?;
-                }
-            }
-            Err(errno) => return Err(QueueError::Socket(errno)),
-        }
-        self.arm(ring);
-        Ok(())
-    }
-
-    fn on_sent(&mut self, completion: Completion) -> Result<(), QueueError> {
-        self.sending = false;
-        if let Some(mut batch) = completion.batch {
-            batch.clear();
-            self.batch = Some(batch);
-        }
-        completion.result.map(drop).map_err(QueueError::Socket)
-    }
-
-    fn arm(&mut self, ring: &mut Ring) {
-        if let (false, Some(socket)) = (self.receiving, self.socket) {
-            ring.recv_multishot(socket, self.tokens.token(RECEIVE));
-            self.receiving = true;
-        }
-    }
-
-    /// Walks over received bytes.
-    fn consume(&mut self, mut bytes: &[u8], out: &mut Vec<Finished>) -> Result<(), QueueError> {
-        // With no bytes left there may still be something to be told: NeedMore is the end.
-        loop {
-            let (used, received) = self.conn.receive(bytes).map_err(QueueError::Violation)?;
-            match received {
-                HostReceived::NeedMore => return Ok(()),
-                HostReceived::Payload {
-                    slot,
-                    offset,
-                    range,
-                } => {
-                    // The connection has checked the range against the command's length.
-                    if let Some(Slot {
-                        buf: Some(buf),
-                        buf_offset,
-                        ..
-                    }) = &self.slots[slot.index()]
-                    {
-                        buf.copy_in(buf_offset + offset, &bytes[range]);
-                    }
-                }
-                HostReceived::Complete {
-                    slot,
-                    cqe,
-                    data_bytes,
-                    digest_error,
-                } => {
-                    if let Some(done) = self.slots[slot.index()].take() {
-                        self.open -= 1;
-                        out.push(Finished {
-                            part: done.part,
-                            status: outcome(&done, &cqe, data_bytes, digest_error),
-                        });
-                    }
-                }
-                HostReceived::TermReq { fes, fei } => return Err(QueueError::TermReq { fes, fei }),
-            }
-            bytes = &bytes[used..];
-        }
-    }
-
-    /// Sends what the connection has to say, unless a send is in flight: then it goes out after that one.
-    pub fn flush(&mut self, ring: &mut Ring) {
-        let (Phase::Live | Phase::Terminating(_), Some(socket)) = (self.phase, self.socket) else {
-            return;
-        };
-        let Some(mut batch) = self.batch.take() else {
-            return;
-        };
-        // A PDU takes a header, a payload and a digest, and once taken from the connection it has to fit.
-        while batch.fits(TX_HEADER_BYTES + DIGEST_BYTES, 3) {
-            let mut header: TxHeader = [0; TX_HEADER_BYTES];
-            let Some(pdu) = self.conn.poll_transmit(&mut header) else {
-                break;
-            };
-            batch
-                .push_header(&header[..pdu.header_bytes.into()])
-                .expect("asked for room");
-            let Some(payload) = pdu.payload else { continue };
-            let slot = self.slots[payload.slot.index()].as_ref();
-            let Some(Slot {
-                buf: Some(buf),
-                buf_offset,
-                ..
-            }) = slot
-            else {
-                unreachable!("a command with data holds its buffer until it completes");
-            };
-            let range = buf_offset + payload.offset..buf_offset + payload.offset + payload.len;
-            batch
-                .push_payload(buf, range.clone())
-                .expect("asked for room");
-            if payload.digest {
-                batch
-                    .push_trailer(&Crc(buf.crc32c(range, 0)).to_wire())
-                    .expect("asked for room");
-            }
-        }
-        if batch.is_empty() {
-            self.batch = Some(batch);
-        } else {
-            self.sending = true;
-            ring.send(socket, batch, self.tokens.token(SEND));
-        }
     }
 
     /// Looks for commands that have no answer in time. The abort of one is asked for, once; one that has no answer for as long again
     /// after that ends the queue.
     pub fn check_times(&mut self, now_ms: u32) -> Result<(), QueueError> {
-        if self.phase != Phase::Live || self.open == 0 {
+        if self.phase != Phase::Live || self.slots.open == 0 {
             return Ok(());
         }
-        for (index, slot) in self.slots.iter_mut().enumerate() {
+        for (index, slot) in self.slots.list.iter_mut().enumerate() {
             let Some(slot) = slot else { continue };
             if now_ms.wrapping_sub(slot.since_ms) < self.io_timeout_ms {
                 continue;
@@ -426,11 +412,14 @@ impl IoQueue {
             }
             slot.abort_asked = true;
             slot.since_ms = now_ms;
+            let Some(cid) = self.wire.cid(SlotId(index as u16)) else {
+                continue;
+            };
             // Without a receiver the controller is being ended, and the queue with it.
             let _ = self.events.send(FromShard::CommandLate {
                 association: self.association,
                 qid: self.qid,
-                cid: self.conn.command(SlotId(index as u16)).cid(),
+                cid,
             });
         }
         Ok(())
@@ -446,79 +435,80 @@ impl IoQueue {
         });
     }
 
-    /// Ends the queue: shuts the socket and closes it as soon as the kernel holds no operation on it. Where the target broke a rule it
-    /// is told so first, and gets some time to close the connection itself.
+    /// Ends the queue: shuts the connection and closes it as soon as kernel and device hold nothing of it. Where the target broke a
+    /// rule over TCP it is told so first, and gets some time to close the connection itself.
     pub fn fail(&mut self, ring: &mut Ring, now_ms: u32) {
         if self.phase != Phase::Live {
             return;
         }
-        self.conn.close(|_| {});
-        if self.conn.is_terminating() {
-            self.phase = Phase::Terminating(now_ms.wrapping_add(TERMINATION_WAIT_MS));
-            self.arm(ring);
-            self.flush(ring);
-        } else {
-            self.shut(ring);
+        if let Wire::Tcp(tcp) = &mut self.wire {
+            tcp.conn.close(|_| {});
+            if tcp.conn.is_terminating() {
+                self.phase = Phase::Terminating(now_ms.wrapping_add(TERMINATION_WAIT_MS));
+                tcp.arm(ring);
+                return tcp.flush(ring, &self.slots);
+            }
+        }
+        self.shut(ring, now_ms);
+    }
+
+    /// Whether the connection is ending, and somebody has until a time to do their part.
+    pub fn is_ending(&self) -> bool {
+        match self.phase {
+            Phase::Terminating(_) => true,
+            Phase::Closing(_) => self.is_rdma(),
+            Phase::Live | Phase::Closed => false,
         }
     }
 
-    /// Whether the target is still to close the connection after a termination request.
-    pub fn is_terminating(&self) -> bool {
-        matches!(self.phase, Phase::Terminating(_))
-    }
-
-    /// The target had its time to close the connection.
-    pub fn check_termination(&mut self, ring: &mut Ring, now_ms: u32) {
-        if let Phase::Terminating(until_ms) = self.phase
-            && now_ms.wrapping_sub(until_ms) < u32::MAX / 2
-        {
-            self.shut(ring);
+    /// The target had its time to close the connection, or the device to give back what it holds.
+    pub fn check_ending(&mut self, ring: &mut Ring, now_ms: u32) {
+        let is_past = |until_ms: u32| now_ms.wrapping_sub(until_ms) < u32::MAX / 2;
+        match self.phase {
+            Phase::Terminating(until_ms) if is_past(until_ms) => self.shut(ring, now_ms),
+            Phase::Closing(until_ms) if is_past(until_ms) => self.try_close(ring, true),
+            _ => {}
         }
     }
 
-    fn shut(&mut self, ring: &mut Ring) {
-        self.phase = Phase::Closing;
-        if let Some(socket) = self.socket {
-            // An error means that the connection is down already.
-            let _: io::Result<()> = ring.shutdown(socket);
-        }
-        self.try_close(ring);
-    }
-
-    fn try_close(&mut self, ring: &mut Ring) {
-        if self.receiving || self.sending || self.phase != Phase::Closing {
+    fn shut(&mut self, ring: &mut Ring, now_ms: u32) {
+        if matches!(self.phase, Phase::Closing(_) | Phase::Closed) {
             return;
         }
-        if let Some(socket) = self.socket.take() {
-            // The socket lingers for 0 s: closing it resets the connection and drops what was not sent yet.
-            drop(ring.remove_socket(socket));
+        self.phase = Phase::Closing(now_ms.wrapping_add(FLUSH_WAIT_MS));
+        match &mut self.wire {
+            Wire::Tcp(tcp) => tcp.shut(ring),
+            Wire::Rdma(rdma) => rdma.shut(ring),
         }
-        self.phase = Phase::Closed;
+        self.try_close(ring, false);
+    }
+
+    fn try_close(&mut self, ring: &mut Ring, give_up: bool) {
+        if !matches!(self.phase, Phase::Closing(_)) {
+            return;
+        }
+        let closed = match &mut self.wire {
+            Wire::Tcp(tcp) => tcp.close(ring),
+            Wire::Rdma(rdma) => rdma.close(ring, give_up),
+        };
+        if closed {
+            self.phase = Phase::Closed;
+        }
     }
 
     /// The commands that never completed; only of a closed queue.
     pub fn take_open(&mut self) -> impl Iterator<Item = Part> + '_ {
         assert!(
             self.is_closed(),
-            "commands stay with their queue until its socket is closed"
+            "commands stay with their queue until its connection is closed"
         );
-        self.open = 0;
-        self.slots
-            .iter_mut()
-            .filter_map(|slot| Some(slot.take()?.part))
-    }
-}
-
-/// The status that counts for a command. A response is only as good as the data that came before it.
-fn outcome(slot: &Slot, cqe: &Cqe, data_bytes: u32, digest_error: bool) -> Status {
-    let status = cqe.status();
-    if !status.is_success() {
-        status
-    } else if digest_error {
-        Status::TRANSIENT_TRANSPORT_ERROR
-    } else if data_bytes < slot.expected_in {
-        Status::DATA_TRANSFER_ERROR
-    } else {
-        status
+        self.slots.open = 0;
+        let early = match &mut self.wire {
+            Wire::Tcp(_) => None,
+            Wire::Rdma(rdma) => Some(rdma.take_early()),
+        };
+        let open = self.slots.list.iter_mut();
+        open.filter_map(|slot| Some(slot.take()?.part))
+            .chain(early.into_iter().flatten())
     }
 }

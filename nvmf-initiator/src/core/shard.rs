@@ -5,7 +5,8 @@
 //! ```text
 //!   handle(messages)   what the control thread says
 //!   submit(requests)   what users ask
-//!   flush()            commands go out, one vectored send for each queue
+//!   flush()            commands go out, one vectored send or one post for each queue
+//!   before_sleep(..)   unless the runner spins
 //!   ring().wait(..)    the one system call of a turn
 //!   on_completion(..)  for each completion; those of others come back
 //!   take_completed()   answers
@@ -19,6 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nvme_proto::wire::Lba;
+use nvmf_io::ring::Wait;
+use nvmf_io::verbs::WorkCounts;
 use nvmf_io::{BufPool, Completion, Ring, Token};
 use tokio::sync::oneshot;
 
@@ -26,6 +29,7 @@ use super::head::{NamespaceHead, Retry, Verdict, judge};
 use super::message::{ControllerKey, FromShard, HeadKey, HeadState, NewQueue, ToShard};
 use super::namespace::NamespaceInfo;
 use super::queue::{Data, Finished, IoQueue, Part, QueueError};
+use super::rdma::Registrars;
 use super::request::{Done, IoError, Op, Request, command};
 use super::requests::Requests;
 use crate::tokens::TokenSpace;
@@ -62,6 +66,15 @@ pub struct Completed {
 #[error("as many requests are open as this shard takes; wait for one to complete")]
 pub struct Full(pub Request);
 
+/// What a shard has asked of RDMA devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RdmaCounts {
+    /// Work requests and completions, of all queue pairs that the shard had.
+    pub work: WorkCounts,
+    /// Memory registrations that there are now: one for each chunk of the pools that was ever used for I/O.
+    pub registrations: usize,
+}
+
 #[derive(Default)]
 struct ShardController {
     /// Indexes of its queues, those that are closing included.
@@ -83,6 +96,11 @@ pub struct Shard {
     heads: Vec<Option<NamespaceHead>>,
     requests: Requests,
     completed: VecDeque<Completed>,
+    registrars: Registrars,
+    /// Queues over RDMA, those that are closing included.
+    rdma: Vec<usize>,
+    /// What was done on queue pairs that are gone.
+    past_counts: WorkCounts,
     /// Queues with something to send.
     dirty: Vec<usize>,
     finished: Vec<Finished>,
@@ -106,6 +124,9 @@ impl Shard {
             heads: Vec::new(),
             requests: Requests::new(max_requests),
             completed: VecDeque::with_capacity(max_requests as usize),
+            registrars: Registrars::default(),
+            rdma: Vec::new(),
+            past_counts: WorkCounts::default(),
             dirty: Vec::new(),
             finished: Vec::new(),
             delayed: 0,
@@ -244,13 +265,83 @@ impl Shard {
         Ok(())
     }
 
-    /// Sends what the turn made.
+    /// Looks for answers that the ring does not bring, then sends what the turn made.
     pub fn flush(&mut self) {
-        for index in self.dirty.drain(..) {
-            if let Some(queue) = &mut self.queues[index] {
-                queue.dirty = false;
-                queue.flush(&mut self.ring);
+        self.poll_rdma();
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for index in dirty.drain(..) {
+            let Some(queue) = &mut self.queues[index] else {
+                continue;
+            };
+            queue.dirty = false;
+            if let Err(error) = queue.flush(&mut self.ring) {
+                self.fail_queue(index, error);
             }
+        }
+        dirty.append(&mut self.dirty);
+        self.dirty = dirty;
+    }
+
+    fn poll_rdma(&mut self) {
+        // A queue that closes leaves the list.
+        for at in (0..self.rdma.len()).rev() {
+            self.poll_queue(self.rdma[at]);
+        }
+    }
+
+    /// Whether there was anything.
+    fn poll_queue(&mut self, index: usize) -> bool {
+        let Some(queue) = &mut self.queues[index] else {
+            return false;
+        };
+        let polled = queue.poll(&mut self.ring, &mut self.finished);
+        if polled == Ok(false) && !queue.is_closed() {
+            return false;
+        }
+        self.after_progress(index, polled.map(drop));
+        true
+    }
+
+    /// What may be said to the ring's wait right before it: not to wait longer than the shard can be left alone, nor at all where
+    /// something has come in. Queues over RDMA wake the shard only after this.
+    pub fn before_sleep(&mut self, wait: Wait) -> Wait {
+        if wait == Wait::Poll {
+            return wait;
+        }
+        let mut found = false;
+        for at in (0..self.rdma.len()).rev() {
+            let index = self.rdma[at];
+            let Some(queue) = &mut self.queues[index] else {
+                continue;
+            };
+            match queue.arm() {
+                Ok(false) => {}
+                Ok(true) => found |= self.poll_queue(index),
+                Err(error) => {
+                    found = true;
+                    self.fail_queue(index, error);
+                }
+            }
+        }
+        if found || self.has_completed() {
+            return Wait::Poll;
+        }
+        match (wait, self.deadline()) {
+            (Wait::Block, Some(deadline)) => Wait::Until(deadline),
+            (Wait::Until(at), Some(deadline)) => Wait::Until(at.min(deadline)),
+            (wait, _) => wait,
+        }
+    }
+
+    /// What was done on queue pairs so far.
+    pub fn rdma_counts(&self) -> RdmaCounts {
+        let mut work = self.past_counts;
+        for &index in &self.rdma {
+            work += self.queues[index].as_ref().map(IoQueue::counts).unwrap_or_default();
+        }
+        RdmaCounts {
+            work,
+            registrations: self.registrars.registrations(),
         }
     }
 
@@ -263,14 +354,24 @@ impl Shard {
         let Some(queue) = &mut self.queues[index] else {
             return None;
         };
-        let result = queue.on_completion(completion, &mut self.ring, &mut self.finished);
+        let result = queue.on_completion(
+            completion,
+            &mut self.ring,
+            self.now_ms,
+            &mut self.finished,
+        );
+        self.after_progress(index, result);
+        None
+    }
+
+    /// Something happened on a queue.
+    fn after_progress(&mut self, index: usize, result: Result<(), QueueError>) {
         self.mark_dirty(index);
         self.settle(index);
         match result {
             Ok(()) => self.reap_closed(index),
             Err(error) => self.fail_queue(index, error),
         }
-        None
     }
 
     /// Whether there are answers to take.
@@ -314,8 +415,8 @@ impl Shard {
             let Some(queue) = &mut self.queues[index] else {
                 continue;
             };
-            if queue.is_terminating() {
-                queue.check_termination(&mut self.ring, self.now_ms);
+            if queue.is_ending() {
+                queue.check_ending(&mut self.ring, self.now_ms);
                 self.reap_closed(index);
             } else if let Err(error) = queue.check_times(self.now_ms) {
                 self.fail_queue(index, error);
@@ -406,11 +507,10 @@ impl Shard {
         };
         let sqe = command(open.op, head.info.nsid, slba, part.blocks);
         let queue = self.queues[index].as_mut().expect("a queue with room");
-        if !queue.submit(&sqe, data, part, self.now_ms) {
-            return false;
-        }
+        let taken = queue.submit(&sqe, data, part, self.now_ms);
+        // One that broke says so when it is flushed.
         self.mark_dirty(index);
-        true
+        taken
     }
 
     fn queue_with_room(&mut self, key: ControllerKey) -> Option<usize> {
@@ -636,8 +736,19 @@ impl Shard {
                 self.queues.len() - 1
             });
         let tokens = TokenSpace::new(QUEUE_TOKENS + index as u32);
-        match IoQueue::new(new, tokens, &mut self.ring, &self.pool, &mut self.finished) {
+        let queue = IoQueue::new(
+            new,
+            tokens,
+            &mut self.ring,
+            &self.pool,
+            &mut self.registrars,
+            &mut self.finished,
+        );
+        match queue {
             Ok(queue) => {
+                if queue.is_rdma() {
+                    self.rdma.push(index);
+                }
                 self.queues[index] = Some(queue);
                 self.controllers
                     .entry(controller)
@@ -700,6 +811,8 @@ impl Shard {
             return;
         }
         let mut queue = self.queues[index].take().expect("seen above");
+        self.rdma.retain(|&other| other != index);
+        self.past_counts += queue.counts();
         let key = queue.controller;
         for part in queue.take_open() {
             self.try_again(part, self.now_ms);

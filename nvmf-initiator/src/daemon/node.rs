@@ -522,12 +522,12 @@ pub(crate) fn failure_of(error: &ConnectError) -> Failure {
         ConnectError::Unreachable { .. }
         | ConnectError::Ended { .. }
         | ConnectError::Timeout { .. } => FailureKind::Unreachable,
-        ConnectError::Refused { .. } | ConnectError::AuthenticationRequired(_) => {
-            FailureKind::Refused
-        }
+        ConnectError::Refused { .. }
+        | ConnectError::Rejected { .. }
+        | ConnectError::AuthenticationRequired(_) => FailureKind::Refused,
         ConnectError::Admin { .. } if error.status().is_some() => FailureKind::Refused,
         ConnectError::Admin { .. } => FailureKind::Unreachable,
-        ConnectError::ShardGone => FailureKind::System,
+        ConnectError::ShardGone | ConnectError::Rdma { .. } => FailureKind::System,
         ConnectError::Violation { .. }
         | ConnectError::NotReady { .. }
         | ConnectError::Fatal(_)

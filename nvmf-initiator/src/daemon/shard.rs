@@ -193,12 +193,12 @@ impl Loop {
 
     fn wait(&mut self) -> io::Result<()> {
         let spin = !self.busy_poll.is_zero() && self.last_work.elapsed() < self.busy_poll;
-        let deadline = [self.shard.deadline(), self.next_rest];
-        let wait = match deadline.into_iter().flatten().min() {
-            _ if spin || self.shard.has_completed() => Wait::Poll,
-            Some(deadline) => Wait::Until(deadline),
+        let wait = match self.next_rest {
+            _ if spin => Wait::Poll,
+            Some(at) => Wait::Until(at),
             None => Wait::Block,
         };
+        let wait = self.shard.before_sleep(wait);
         let ring = self.shard.ring();
         self.inbox
             .park(|may_block| ring.wait(if may_block { wait } else { Wait::Poll }))

@@ -92,7 +92,7 @@ struct Shared {
 type Started = Result<(Waker, Arc<RwLock<Arc<NamespaceInfo>>>), SessionError>;
 
 impl Namespace {
-    /// Connects to the namespace of an `nvme+tcp://` URL.
+    /// Connects to the namespace of an `nvme+tcp://` or `nvme+rdma://` URL.
     pub async fn connect(url: &str, config: SessionConfig) -> Result<Namespace, SessionError> {
         let (ready, connected) = oneshot::channel();
         let start = Start::spawn(url, config, move |started| _ = ready.send(started))?;

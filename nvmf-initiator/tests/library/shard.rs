@@ -14,7 +14,7 @@ use nvme_proto::tcp::host::HostLimits;
 use nvme_proto::tcp::{ControllerConn, HostConn, Pda, TX_HEADER_BYTES, TcpParams, TxHeader};
 use nvme_proto::wire::{Lba, Nsid, Qid};
 use nvmf_initiator::core::message::{
-    ControllerKey, FromShard, HeadKey, HeadState, NewQueue, ToShard,
+    ControllerKey, FromShard, HeadKey, HeadState, NewQueue, NewWire, ToShard,
 };
 use nvmf_initiator::core::namespace::{Limits, NamespaceIdentity, NamespaceInfo};
 use nvmf_initiator::core::queue::QueueError;
@@ -211,9 +211,11 @@ fn connection(
         controller,
         association,
         qid: Qid(1),
-        socket,
-        conn: HostConn::new(params, host),
-        bytes: Vec::new(),
+        wire: NewWire::Tcp {
+            socket,
+            conn: HostConn::new(params, host),
+            bytes: Vec::new(),
+        },
         io_timeout_ms: IO_TIMEOUT_MS,
         events: sink.clone(),
         traffic: Arc::new(AtomicBool::new(false)),

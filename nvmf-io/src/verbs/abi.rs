@@ -342,6 +342,7 @@ pub struct RdmaCmEvent {
 // Values of the headers' enumerations.
 pub const RDMA_PS_TCP: c_uint = 0x0106;
 pub const RDMA_OPTION_ID: c_int = 0;
+pub const RDMA_OPTION_ID_TOS: c_int = 0;
 pub const RDMA_OPTION_ID_REUSEADDR: c_int = 1;
 pub const RDMA_OPTION_ID_AFONLY: c_int = 2;
 

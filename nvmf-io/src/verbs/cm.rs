@@ -85,6 +85,9 @@ pub struct CmEvent {
 impl CmEvent {
     /// [`CmEvent::status`] of a rejection that the peer's program made, with private data of its own.
     pub const REJECTED_BY_CONSUMER: i32 = 28;
+
+    /// [`CmEvent::status`] of a rejection by a machine on which nobody listens there.
+    pub const REJECTED_NO_LISTENER: i32 = 8;
 }
 
 /// What connecting and accepting say.
@@ -294,10 +297,10 @@ impl CmId {
 
     /// Listens on `addr`; connection requests come as events of this identifier.
     pub fn listen(&self, addr: SocketAddr, backlog: u16) -> Result<(), VerbsError> {
-        self.set_option(RDMA_OPTION_ID_REUSEADDR)?;
+        self.set_option::<c_int>(RDMA_OPTION_ID_REUSEADDR, 1)?;
         if addr.is_ipv6() {
             // The two families are listened on apart, as over TCP.
-            self.set_option(RDMA_OPTION_ID_AFONLY)?;
+            self.set_option::<c_int>(RDMA_OPTION_ID_AFONLY, 1)?;
         }
         let mut storage = to_storage(addr);
         let library = self.channel.library;
@@ -310,16 +313,20 @@ impl CmId {
         check("rdma_listen", result)
     }
 
-    fn set_option(&self, option: c_int) -> Result<(), VerbsError> {
-        let mut one: c_int = 1;
-        // SAFETY: the identifier is alive; both options take an int of this size.
+    /// Sets the type of service of the connection; before its address is resolved.
+    pub fn set_tos(&self, tos: u8) -> Result<(), VerbsError> {
+        self.set_option(RDMA_OPTION_ID_TOS, tos)
+    }
+
+    fn set_option<T>(&self, option: c_int, mut value: T) -> Result<(), VerbsError> {
+        // SAFETY: the identifier is alive; the library reads a value of the size given, and refuses sizes that an option does not have.
         let result = unsafe {
             (self.channel.library.rdma_set_option)(
                 self.as_ptr(),
                 RDMA_OPTION_ID,
                 option,
-                ptr::from_mut(&mut one).cast(),
-                size_of::<c_int>(),
+                ptr::from_mut(&mut value).cast(),
+                size_of::<T>(),
             )
         };
         check("rdma_set_option", result)

@@ -4,6 +4,7 @@
 //! first used and keeps that until it is dropped. So no command costs a registration, and the number of regions is bounded by the pool.
 
 use std::ffi::c_int;
+use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use std::sync::Arc;
 use super::abi::*;
 use super::domain::ProtectionDomain;
 use super::library::VerbsError;
-use crate::buf::Buf;
+use super::queue_pair::Remote;
+use crate::buf::{Buf, KernelWrite};
 use crate::sys::mmap::Mapping;
 
 /// A registered region.
@@ -139,6 +141,56 @@ impl Segment {
     pub fn is_empty(&self) -> bool {
         self.range.is_empty()
     }
+
+    /// Lends the memory to a peer that will read it.
+    pub fn lend(self) -> Lent {
+        Lent {
+            remote: self.remote(),
+            _held: LentTo::Reader { _buf: self.buf },
+        }
+    }
+
+    /// Lends the memory to a peer that will write to it; `None` while somebody reads it, or where it must not be written.
+    pub fn lend_for_writing(self) -> Option<Lent> {
+        let held = KernelWrite::new(&self.buf)?;
+        Some(Lent {
+            remote: self.remote(),
+            _held: LentTo::Writer { _buf: held },
+        })
+    }
+
+    fn remote(&self) -> Remote {
+        Remote {
+            address: self.address(),
+            key: self.remote_key,
+        }
+    }
+}
+
+/// Memory that a peer uses with the key that it was told. Keep it until the peer says that it is done, or until the queue pair through
+/// which the peer reaches it is destroyed; meanwhile the buffer is not used for anything else, nor read where the peer writes.
+#[must_use = "the memory is free for other uses once this is dropped"]
+pub struct Lent {
+    remote: Remote,
+    _held: LentTo,
+}
+
+enum LentTo {
+    Reader { _buf: Buf },
+    Writer { _buf: KernelWrite },
+}
+
+impl Lent {
+    /// What the peer has to know.
+    pub fn remote(&self) -> Remote {
+        self.remote
+    }
+}
+
+impl fmt::Debug for Lent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Lent").field(&self.remote).finish()
+    }
 }
 
 impl Registrar {
@@ -193,8 +245,15 @@ impl Registrar {
 
     #[cold]
     fn register(&mut self, buf: &Buf) -> Result<usize, VerbsError> {
+        // Pools that ended since: nobody has their memory any more but us. Segments hold buffers, and so the memory.
+        self.chunks
+            .retain(|chunk| Arc::strong_count(&chunk._mapping) > 1);
         let (mapping, read_only) = buf.mapping();
-        let access = if read_only { 0 } else { self.access.bits() };
+        let access = match (read_only, self.access) {
+            (false, access) => access.bits(),
+            (true, RemoteAccess::ReadWrite) => IBV_ACCESS_REMOTE_READ,
+            (true, _) => 0,
+        };
         let region = Region::new(&self.domain, &mapping, access)?;
         let base = mapping.base().as_ptr().addr();
         let at = self.chunks.partition_point(|chunk| chunk.base < base);

@@ -27,7 +27,7 @@ pub use cm::{CmEvent, CmEventKind, CmId, ConnectParams, EventChannel, IdKey};
 pub use completion::CompletionQueue;
 pub use domain::{DeviceLimits, ProtectionDomain};
 pub use library::{VerbsError, available};
-pub use memory::{MemoryWindow, Registrar, RemoteAccess, Segment};
+pub use memory::{Lent, MemoryWindow, Registrar, RemoteAccess, Segment};
 pub use queue_pair::{
     Done, HEADER_BYTES, IdleQueuePair, NoRoom, QueuePair, QueueSizes, Remote, SendWork, WorkCounts,
     WorkStatus,

@@ -176,6 +176,13 @@ pub struct WorkCounts {
     pub idle_polls: u64,
 }
 
+impl WorkCounts {
+    /// Work requests that were posted, without receives.
+    pub fn work_requests(&self) -> u64 {
+        self.sends + self.reads + self.writes + self.others
+    }
+}
+
 impl std::ops::AddAssign for WorkCounts {
     fn add_assign(&mut self, other: Self) {
         self.receives += other.receives;
@@ -465,6 +472,11 @@ impl QueuePair {
     /// Room for work requests that are not receives.
     pub fn send_room(&self) -> usize {
         self.0.sizes.sends as usize - self.0.sends.len()
+    }
+
+    /// What it did since that was last taken.
+    pub fn counts(&self) -> WorkCounts {
+        self.0.counts
     }
 
     /// What was done since this was last called.

@@ -20,7 +20,7 @@ use crate::units::{parse_block_size, parse_cores, parse_size, parse_time};
     subcommand_negates_reqs = true
 )]
 #[command(
-    after_help = "WHAT in --filename: nvme+tcp://HOST:PORT/NQN?nsid=1 (our initiator, in this process), or a file or block device (io_uring).\n\
+    after_help = "WHAT in --filename: nvme+tcp://HOST:PORT/NQN?nsid=1 or nvme+rdma://… (our initiator, in this process), or a file or block device (io_uring).\n\
     Exit codes: 0 done; 1 an I/O failed or data did not verify; 2 the command line or a job file is wrong; 3 the target or file cannot be opened."
 )]
 pub struct Cli {
@@ -47,7 +47,7 @@ pub enum Command {
 /// `nvmf-bench compare A B`.
 #[derive(Args, Debug)]
 pub struct Compare {
-    /// The place in question, usually nvme+tcp://….
+    /// The place in question, usually nvme+tcp://… or nvme+rdma://….
     pub a: String,
     /// The place to hold it against, usually the local file.
     pub b: String,
@@ -178,7 +178,7 @@ pub struct JobSpec {
     /// Name of the job.
     #[arg(long, default_value = "job")]
     pub name: String,
-    /// Where the I/O goes: nvme+tcp://HOST:PORT/NQN?nsid=N, a file, or a block device.
+    /// Where the I/O goes: nvme+tcp://HOST:PORT/NQN?nsid=N, nvme+rdma://…, a file, or a block device.
     #[arg(long, value_name = "WHAT")]
     pub filename: Option<String>,
     /// The access pattern.

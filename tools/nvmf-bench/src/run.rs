@@ -77,7 +77,7 @@ fn stop_all_on_error(shared: &[Shared], figures: &JobStats) {
 fn one_thread(spec: &JobSpec, shared: &Shared, ready: &Barrier, thread: u64) -> Result<JobStats> {
     let what = spec.filename.as_deref().ok_or_else(|| {
         anyhow!(
-            "--filename is missing: name a file, a block device or nvme+tcp://HOST:PORT/NQN?nsid=N"
+            "--filename is missing: name a file, a block device, nvme+tcp://HOST:PORT/NQN?nsid=N or nvme+rdma://…"
         )
     });
     let opened = what.and_then(|what| {

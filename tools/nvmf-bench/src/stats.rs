@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use nvmf_initiator::polled::RdmaCounts;
 
 /// The longest latency that is told apart, in nanoseconds: longer ones count as this.
 const MAX_LATENCY_NS: u64 = 600_000_000_000;
@@ -72,6 +73,8 @@ pub struct JobStats {
     pub errors: u64,
     /// The first errors.
     pub error_samples: Vec<String>,
+    /// What was asked of RDMA devices, from after connecting to the end, reading back included; `None` over anything else.
+    pub rdma: Option<RdmaCounts>,
 }
 
 /// Errors that are kept in words; the rest are counted.
@@ -97,6 +100,11 @@ impl JobStats {
         self.errors += other.errors;
         self.error_samples.extend(other.error_samples);
         self.error_samples.truncate(ERROR_SAMPLES);
+        if let Some(other) = other.rdma {
+            let counts = self.rdma.get_or_insert_default();
+            counts.work += other.work;
+            counts.registrations += other.registrations;
+        }
     }
 
     /// Reads and writes together.

@@ -185,6 +185,7 @@ impl<'a, E: Engine> Worker<'a, E> {
             self.stats.system_cpu = system_end.saturating_sub(system);
         }
         self.read_back()?;
+        self.stats.rdma = self.engine.rdma_counts();
         Ok(self.stats)
     }
 

@@ -197,6 +197,50 @@ pub struct DiscoveryEntry {
 
 const _: () = assert!(size_of::<DiscoveryEntry>() == DiscoveryEntry::SIZE);
 
+/// What an entry says about RDMA (Transport Specific Address Subtype).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RdmaSpecific {
+    /// RDMA QP Service Type (RDMA_QPTYPE).
+    pub qptype: u8,
+    /// RDMA Provider Type (RDMA_PRTYPE).
+    pub prtype: u8,
+    /// RDMA Connection Management Service (RDMA_CMS).
+    pub cms: u8,
+    /// Partition key (RDMA_PKEY), of InfiniBand.
+    pub pkey: u16,
+}
+
+impl RdmaSpecific {
+    /// RDMA_QPTYPE in words.
+    pub fn qptype_name(&self) -> &'static str {
+        match self.qptype {
+            1 => "connected",
+            2 => "datagram",
+            _ => "unrecognized",
+        }
+    }
+
+    /// RDMA_PRTYPE in words.
+    pub fn prtype_name(&self) -> &'static str {
+        match self.prtype {
+            1 => "not specified",
+            2 => "infiniband",
+            3 => "roce",
+            4 => "roce-v2",
+            5 => "iwarp",
+            _ => "unrecognized",
+        }
+    }
+
+    /// RDMA_CMS in words.
+    pub fn cms_name(&self) -> &'static str {
+        match self.cms {
+            1 => "rdma-cm",
+            _ => "unrecognized",
+        }
+    }
+}
+
 impl DiscoveryEntry {
     /// Size in bytes.
     pub const SIZE: usize = 1024;
@@ -261,6 +305,20 @@ impl DiscoveryEntry {
         Eflags::from_bits_retain(self.eflags.get())
     }
 
+    /// How queue pairs are connected, where the transport is RDMA.
+    pub fn rdma_specific(&self) -> RdmaSpecific {
+        let [qptype, prtype, cms, .., low, high] = *self
+            .tsas
+            .first_chunk::<10>()
+            .expect("the field is longer than that");
+        RdmaSpecific {
+            qptype,
+            prtype,
+            cms,
+            pkey: u16::from_le_bytes([low, high]),
+        }
+    }
+
     /// Security type, where the transport is TCP.
     pub fn tcp_security(&self) -> TcpSecurity {
         TcpSecurity(self.tsas[0])
@@ -309,6 +367,23 @@ mod tests {
         let b = entry.as_bytes();
         assert_eq!(b[..4], [1, 2, 3, 4]);
         assert_eq!(b[768..776], [1, 1, 1, 0, 0, 0, 0, 0]);
+        let mut specific = entry.rdma_specific();
+        assert_eq!(
+            (
+                specific.qptype_name(),
+                specific.prtype_name(),
+                specific.cms_name()
+            ),
+            ("connected", "not specified", "rdma-cm")
+        );
+        let mut other = entry;
+        other.tsas[1..10].copy_from_slice(&[4, 9, 0, 0, 0, 0, 0, 0xff, 0x7f]);
+        specific = other.rdma_specific();
+        assert_eq!(specific.pkey, 0x7fff);
+        assert_eq!(
+            (specific.prtype_name(), specific.cms_name()),
+            ("roce-v2", "unrecognized")
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod error;
 mod smart;
 
 pub use discovery::{
-    AddressFamily, DiscoveryEntry, DiscoveryHeader, Eflags, SubsystemType, TcpSecurity,
+    AddressFamily, DiscoveryEntry, DiscoveryHeader, Eflags, RdmaSpecific, SubsystemType, TcpSecurity,
     TransportType, Treq,
 };
 pub use effects::{

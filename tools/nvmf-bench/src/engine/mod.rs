@@ -9,6 +9,7 @@ mod nvmf;
 use std::time::Duration;
 
 use anyhow::Result;
+use nvmf_initiator::polled::RdmaCounts;
 use nvmf_io::Buf;
 
 pub use file::FileEngine;
@@ -37,6 +38,10 @@ pub trait Engine {
     fn write(&mut self, offset: u64, buf: &Buf, tag: u16) -> Result<()>;
     /// Sends what was started and collects what is done into `done`; waits for the first at most `limit` long.
     fn poll(&mut self, limit: Duration, done: &mut Vec<Done>) -> Result<()>;
+    /// What was asked of RDMA devices so far, where there are any.
+    fn rdma_counts(&self) -> Option<RdmaCounts> {
+        None
+    }
 }
 
 /// Whether a filename means a namespace rather than a local path.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use nvmf_initiator::polled::{self, Op, Request, Session, SessionConfig};
+use nvmf_initiator::polled::{self, Op, RdmaCounts, Request, Session, SessionConfig};
 use nvmf_initiator::wire::Lba;
 use nvmf_io::{Buf, PoolConfig, Wait};
 
@@ -134,6 +134,11 @@ impl Engine for NvmfEngine {
             });
         }
         Ok(())
+    }
+
+    fn rdma_counts(&self) -> Option<RdmaCounts> {
+        let counts = self.session.rdma_counts();
+        (counts != RdmaCounts::default()).then_some(counts)
     }
 }
 

@@ -51,6 +51,14 @@ fn job(index: usize, spec: &JobSpec, stats: &JobStats) -> Value {
         "total_err": stats.errors,
         "verified_blocks": stats.verified_blocks,
         "errors": stats.error_samples,
+        "rdma": stats.rdma.as_ref().map(|counts| json!({
+            "work_requests": counts.work.sends,
+            "posts": counts.work.posts,
+            "completions": counts.work.sent,
+            "receives": counts.work.receives,
+            "messages": counts.work.received,
+            "registrations": counts.registrations,
+        })),
     })
 }
 

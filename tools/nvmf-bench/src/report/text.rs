@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use nvmf_initiator::polled::RdmaCounts;
+
 use crate::cli::JobSpec;
 use crate::report::TABLE_PERCENTILES;
 use crate::stats::{Direction, JobStats};
@@ -36,6 +38,17 @@ pub fn job(spec: &JobSpec, stats: &JobStats) -> String {
     );
     if stats.verified_blocks > 0 {
         let _ = writeln!(out, "  verify: {} blocks checked", stats.verified_blocks);
+    }
+    if let Some(RdmaCounts {
+        work,
+        registrations,
+    }) = &stats.rdma
+    {
+        let _ = writeln!(
+            out,
+            "  rdma: {} work requests in {} posts with {} completions, {} receives of which {} completed, {registrations} registrations",
+            work.sends, work.posts, work.sent, work.receives, work.received
+        );
     }
     if stats.errors > 0 {
         let _ = writeln!(out, "  ERRORS: {}", stats.errors);

@@ -1,0 +1,161 @@
+#!/bin/bash
+# rdma-linux-target.sh: our initiator over soft RoCE: against the Linux kernel's NVMe/RDMA target through ublk, then against nvmf-target,
+# with a host over TCP beside it.
+# guest: --uml --mem 1536 --timeout 600
+# guest: --qemu --cpus 2 --mem 2048 --timeout 1500
+# shellcheck source=../../tools/guest/lib.sh
+. "$GUEST_LIB"
+suite rdma-linux-target
+
+NQN=nqn.2024-01.org.example:kernel
+OURS=nqn.2024-01.org.example:ours
+HERE=10.96.0.1
+AT=(-t rdma -a "$HERE")
+RUN=(--run-dir "$SUITE_TMP/run")
+LINUX=nvme+rdma://$HERE/$NQN
+
+# Runs a program as on a machine without rdma-core.
+# shellcheck disable=SC2016
+WITHOUT_LIBRARY=(unshare -m bash -c 'for lib in /usr/lib/*/librdmacm.so.1; do mount --bind /dev/null "$(readlink -f "$lib")"; done && exec "$@"' -)
+refuse 'without rdma-core, -t rdma says what to install' 'rdma://.*librdmacm.*apt install librdmacm1 ibverbs-providers' \
+  "${WITHOUT_LIBRARY[@]}" nvmf-initiator "${RUN[@]}" discover "${AT[@]}"
+refuse 'an address that no RDMA device reaches' 'rdma link show' nvmf-initiator "${RUN[@]}" discover "${AT[@]}"
+refuse 'digests belong to TCP' 'hdr_digest belongs to NVMe/TCP' nvmf-initiator "${RUN[@]}" discover "${AT[@]}" --hdr-digest
+
+SIZE=32M BENCH=16m LOAD=48M ROUNDS=10
+[ "$GUEST_KIND" = uml ] || SIZE=2M BENCH=4m LOAD=4M ROUNDS=3 # emulation is slow, but has two processors
+
+target() {
+  ip link add dummy0 type dummy
+  ip link set dummy0 up
+  ip address add $HERE/24 dev dummy0
+  rdma link add rxe0 type rxe netdev dummy0
+  nvmet_subsystem $NQN
+  nvmet_namespace $NQN 1 "$(scratch_disk 128M)"
+  truncate -s 128M /dev/shm/large-blocks
+  nvmet_namespace $NQN 2 "$(losetup --find --show --sector-size 4096 /dev/shm/large-blocks)"
+  nvmet_port 1 rdma $HERE 4420
+  nvmet_link 1 $NQN
+}
+check 'a kernel target over RDMA, with 512 and 4096 byte blocks' target
+
+lists() {
+  local log
+  log=$(nvmf-initiator "${RUN[@]}" discover "${AT[@]}")
+  echo "$log"
+  grep -q "subnqn: *$NQN\$" <<<"$log"
+  grep -q 'trtype: *rdma' <<<"$log"
+  grep -q 'rdma_cms: *rdma-cm' <<<"$log"
+}
+check 'discover over RDMA' lists
+
+# bench URL BS DEPTH [BENCH-ARGS]: writes, reads back, compares; fails on any mismatch or error.
+bench() {
+  nvmf-bench --filename "$1" --rw randwrite --bs "$2" --iodepth "$3" --size $BENCH --verify crc32c --quiet "${@:4}" |
+    tee /dev/stderr | grep -q 'verify: [1-9]'
+}
+for nsid in 1 2; do
+  check "library: namespace $nsid, 4 KiB, one at a time" bench "$LINUX?nsid=$nsid" 4k 1
+  check "library: namespace $nsid, 64 KiB" bench "$LINUX?nsid=$nsid" 64k 16
+  check "library: namespace $nsid, 1 MiB" bench "$LINUX?nsid=$nsid" 1m 8
+done
+check 'library: a full queue, spinning' bench "$LINUX?nsid=1" 4k 127 --busy-poll 50
+
+# The device's work for each I/O. Reads and writes alternate; a write of 4 KiB goes in its capsule.
+counts() {
+  local json ios sent
+  json=$(nvmf-bench --filename "$LINUX?nsid=1" --rw randrw --bs "$1" --iodepth 16 --size $BENCH --quiet --output-format json)
+  jq -c '.jobs[0] | { reads: .read.total_ios, writes: .write.total_ios, rdma }' <<<"$json"
+  count() { jq ".jobs[0].$1" <<<"$json"; }
+  ios=$(count 'read.total_ios + .jobs[0].write.total_ios')
+  expect 'work requests for each I/O' "$ios" "$(count rdma.work_requests)"
+  expect 'answers' "$ios" "$(count rdma.messages)"
+  expect 'receives: one for each entry but one, and one again for each answer' $((ios + 127)) "$(count rdma.receives)"
+  sent=$(count rdma.completions)
+  [ "$sent" -le "$(count rdma.posts)" ] # one for each post, whatever is in it
+  [ "$(count rdma.registrations)" -le 4 ] # one for each 2 MiB of the pool that are used, none for each I/O
+}
+check 'work requests, completions and registrations for I/O of 4 KiB' counts 4k
+check 'work requests, completions and registrations for I/O of 64 KiB' counts 64k
+
+# connect NQN [ARGS]: makes a ublk device for each namespace; their names are what `device NSID` says.
+connect() {
+  nvmf-initiator "${RUN[@]}" connect "${AT[@]}" -n "$1" --block ublk -c 1 "${@:2}"
+  nvmf-initiator "${RUN[@]}" list -o json >"$SUITE_TMP/list"
+  nvmf-initiator "${RUN[@]}" list -v
+}
+device() { jq -r ".controllers[].namespaces[] | select(.nsid == $1).device" "$SUITE_TMP/list"; }
+attach() {
+  connect $NQN -i 4
+  local nsid
+  for nsid in 1 2; do wait_until 10 test -b "$(device $nsid)"; done
+}
+check 'ublk: connect, four queues' attach
+identify() {
+  nvmf-initiator "${RUN[@]}" id-ctrl "$(device 1)" | tee /dev/stderr | grep -qi linux
+  nvmf-initiator "${RUN[@]}" id-ns "$(device 2)"
+}
+check 'ublk: id-ctrl, id-ns' identify
+verify() { fio_verify "$(device "$1")" "--bs=$2" --size=$SIZE; }
+for nsid in 1 2; do
+  for size in 4k 64k 1m; do check "ublk: fio verifies namespace $nsid at $size" verify $nsid $size; done
+done
+files() {
+  local disk
+  disk=$(device 1)
+  wipefs -aq "$disk"
+  mkfs.ext4 -q "$disk"
+  mkdir -p /mnt/rdma
+  mount "$disk" /mnt/rdma
+  fio_verify /mnt/rdma/file --size=$SIZE --bs=64k --fsync=16
+  umount /mnt/rdma
+}
+check 'ublk: mkfs.ext4, mount, fio verify' files
+discard() {
+  local disk
+  disk=$(device 1)
+  dd if=/dev/urandom of="$disk" bs=1M count=4 oflag=direct status=none
+  blkdiscard -o 0 -l $((2 << 20)) "$disk"
+  blkdiscard -z -o $((2 << 20)) -l $((2 << 20)) "$disk"
+  cmp -n $((4 << 20)) "$disk" /dev/zero
+}
+check 'ublk: discard and write zeroes' discard
+
+writes() { awk '{ print $5 }' "/sys/block/$(basename "$(device 1)")/stat"; }
+wrote() { [ "$(writes)" -gt "$1" ]; }
+# under_load CMD: runs CMD while fio verifies namespace 1; fio must not see it.
+under_load() {
+  local load before
+  before=$(writes)
+  fio_verify "$(device 1)" --size=$LOAD --time_based --runtime=5 --allow_file_create=0 >"$SUITE_TMP/load" 2>&1 &
+  load=$!
+  wait_until 30 wrote $((before + 100))
+  "$@"
+  # Still going, and going on.
+  kill -0 $load
+  wait $load || { cat "$SUITE_TMP/load" && return 1; }
+}
+state() { nvmf-initiator "${RUN[@]}" list -o json | jq -r '.controllers[].state'; }
+is() { [ "$(state)" = "$1" ]; }
+cut() {
+  nvmet_unlink 1 $NQN
+  wait_until 20 lost
+  nvmet_link 1 $NQN
+}
+lost() { state | tee /dev/stderr | grep -qvx live; }
+check 'ublk: the target is disabled and enabled again under fio verify' under_load cut
+
+daemon() { pgrep -f -- "--run-dir $SUITE_TMP/run daemon"; }
+another() { daemon | grep -qv "^$1\$"; }
+murder() {
+  local old
+  old=$(daemon | head -n 1)
+  kill -KILL "$old"
+  wait_until 20 another "$old"
+}
+check 'ublk: kill -9 of the daemon under fio verify' under_load murder
+detach() {
+  nvmf-initiator "${RUN[@]}" disconnect -n "$1"
+  expect 'controllers' 0 "$(nvmf-initiator "${RUN[@]}" list -o json | jq '.controllers | length')"
+}
+check 'ublk: disconnect' detach $NQN
