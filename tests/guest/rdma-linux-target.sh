@@ -26,7 +26,7 @@ SIZE=32M BENCH=16m LOAD=48M ROUNDS=10
 [ "$GUEST_KIND" = uml ] || SIZE=2M BENCH=4m LOAD=4M ROUNDS=3 # emulation is slow, but has two processors
 
 target() {
-  ip link add dummy0 type dummy
+  [ -e /sys/class/net/dummy0 ] || ip link add dummy0 type dummy
   ip link set dummy0 up
   ip address add $HERE/24 dev dummy0
   rdma link add rxe0 type rxe netdev dummy0
