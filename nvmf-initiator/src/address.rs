@@ -84,7 +84,9 @@ pub enum AddressError {
     #[error("unknown transport '{0}'; this initiator speaks tcp and rdma")]
     UnknownTransport(String),
     /// Not one of our URLs.
-    #[error("'{0}' is not an address of the form nvme+tcp://HOST:PORT/NQN or nvme+rdma://HOST:PORT/NQN")]
+    #[error(
+        "'{0}' is not an address of the form nvme+tcp://HOST:PORT/NQN or nvme+rdma://HOST:PORT/NQN"
+    )]
     NotAUrl(String),
     /// The service is not a port number.
     #[error("port '{0}' is not a number between 1 and 65535 (--trsvcid)")]

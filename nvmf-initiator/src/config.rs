@@ -297,7 +297,10 @@ mod tests {
         );
         assert_eq!(targets[1].target.address.trsvcid, Transport::Tcp.io_port());
         assert!(targets[2].discovery);
-        assert_eq!(targets[2].target.address.trsvcid, Transport::Tcp.discovery_port());
+        assert_eq!(
+            targets[2].target.address.trsvcid,
+            Transport::Tcp.discovery_port()
+        );
         assert_eq!(
             targets[2].hostid.as_deref(),
             Some("6ba7b810-9dad-11d1-80b4-00c04fd430c8")

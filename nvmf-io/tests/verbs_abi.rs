@@ -124,6 +124,7 @@ fn facts() -> Facts {
         f,
         RDMA_PS_TCP,
         RDMA_OPTION_ID,
+        RDMA_OPTION_ID_TOS,
         RDMA_OPTION_ID_REUSEADDR,
         RDMA_OPTION_ID_AFONLY,
         IBV_QPT_RC,

@@ -68,9 +68,10 @@ counts() {
   jq -c '.jobs[0] | { reads: .read.total_ios, writes: .write.total_ios, rdma }' <<<"$json"
   count() { jq ".jobs[0].$1" <<<"$json"; }
   ios=$(count 'read.total_ios + .jobs[0].write.total_ios')
-  expect 'work requests for each I/O' "$ios" "$(count rdma.work_requests)"
-  expect 'answers' "$ios" "$(count rdma.messages)"
-  expect 'receives: one for each entry but one, and one again for each answer' $((ios + 127)) "$(count rdma.receives)"
+  # Connect is a command too, with a receive of its own; then there is one for each command that can be open, and another after each answer.
+  expect 'work requests: one for each I/O' $((ios + 1)) "$(count rdma.work_requests)"
+  expect 'answers' $((ios + 1)) "$(count rdma.messages)"
+  expect 'receives' $((ios + 1 + 127)) "$(count rdma.receives)"
   sent=$(count rdma.completions)
   [ "$sent" -le "$(count rdma.posts)" ] # one for each post, whatever is in it
   [ "$(count rdma.registrations)" -le 4 ] # one for each 2 MiB of the pool that are used, none for each I/O

@@ -24,7 +24,9 @@ use super::aborts::Aborts;
 use super::admin::AdminData;
 use super::association::Association;
 use super::error::{AdminError, ConnectError};
-use super::message::{ControllerKey, FromShard, HeadKey, HeadState, NewQueue, NewWire, ShardPort, ToShard};
+use super::message::{
+    ControllerKey, FromShard, HeadKey, HeadState, NewQueue, NewWire, ShardPort, ToShard,
+};
 use super::namespace::NamespaceInfo;
 use super::policy::{GiveUp, Loss, LossAction, LossPolicy};
 use super::request::IoError;

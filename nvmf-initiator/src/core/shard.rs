@@ -337,7 +337,10 @@ impl Shard {
     pub fn rdma_counts(&self) -> RdmaCounts {
         let mut work = self.past_counts;
         for &index in &self.rdma {
-            work += self.queues[index].as_ref().map(IoQueue::counts).unwrap_or_default();
+            work += self.queues[index]
+                .as_ref()
+                .map(IoQueue::counts)
+                .unwrap_or_default();
         }
         RdmaCounts {
             work,
@@ -354,12 +357,8 @@ impl Shard {
         let Some(queue) = &mut self.queues[index] else {
             return None;
         };
-        let result = queue.on_completion(
-            completion,
-            &mut self.ring,
-            self.now_ms,
-            &mut self.finished,
-        );
+        let result =
+            queue.on_completion(completion, &mut self.ring, self.now_ms, &mut self.finished);
         self.after_progress(index, result);
         None
     }

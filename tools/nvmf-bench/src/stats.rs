@@ -73,7 +73,7 @@ pub struct JobStats {
     pub errors: u64,
     /// The first errors.
     pub error_samples: Vec<String>,
-    /// What was asked of RDMA devices, from after connecting to the end, reading back included; `None` over anything else.
+    /// What was asked of RDMA devices for the I/O queues, Connect and reading back included; `None` over anything else.
     pub rdma: Option<RdmaCounts>,
 }
 

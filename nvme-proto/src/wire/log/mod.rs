@@ -6,8 +6,8 @@ mod error;
 mod smart;
 
 pub use discovery::{
-    AddressFamily, DiscoveryEntry, DiscoveryHeader, Eflags, RdmaSpecific, SubsystemType, TcpSecurity,
-    TransportType, Treq,
+    AddressFamily, DiscoveryEntry, DiscoveryHeader, Eflags, RdmaSpecific, SubsystemType,
+    TcpSecurity, TransportType, Treq,
 };
 pub use effects::{
     CommandEffects, EffectsLog, FeatureEffects, FeatureEffectsLog, SupportedLog, SupportedLogs,

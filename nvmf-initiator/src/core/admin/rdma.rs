@@ -160,9 +160,7 @@ impl RdmaAdmin {
         loop {
             {
                 let mut link = link.link.borrow_mut();
-                if link.qp().queue().arm().is_err()
-                    || link.poll(|_| {}).is_err()
-                    || link.is_quiet()
+                if link.qp().queue().arm().is_err() || link.poll(|_| {}).is_err() || link.is_quiet()
                 {
                     return;
                 }

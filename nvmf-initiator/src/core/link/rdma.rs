@@ -15,7 +15,7 @@ use nvme_proto::wire::fabrics::ConnectData;
 use nvme_proto::wire::{Cntlid, Cqe};
 use nvmf_io::verbs::{
     CmEvent, CmEventKind, CmId, ConnectParams, EventChannel, IdleQueuePair, ProtectionDomain,
-    RemoteAccess, Registrar, VerbsError,
+    Registrar, RemoteAccess, VerbsError,
 };
 use nvmf_io::{Buf, BufPool, Errno, PoolConfig};
 use tokio::io::Interest;
@@ -181,7 +181,10 @@ impl RdmaLink {
         let broken = |error: VerbsError| ended(spec, "Connect", error.to_string());
         let entries = self.link.borrow().conn().capacity() as u16 + 1;
         let (sqe, data) = spec.connect_command(entries)?;
-        let buf = self.device.alloc(ConnectData::SIZE as u32).map_err(broken)?;
+        let buf = self
+            .device
+            .alloc(ConnectData::SIZE as u32)
+            .map_err(broken)?;
         buf.copy_in(0, data.as_bytes());
         let memory = Memory::Out(&buf, 0..ConnectData::SIZE as u32);
         let submitted = self.link.borrow_mut().submit(&sqe, memory);
@@ -262,10 +265,16 @@ async fn connect_to(spec: &QueueSpec<'_>, to: SocketAddr) -> Result<RdmaLink, Co
     let from = from.map(|ip| SocketAddr::new(ip, 0));
     id.resolve_addr(from, to, options.connect_timeout_ms)
         .map_err(explain)?;
-    expect(spec, &signals, |kind| matches!(kind, CmEventKind::AddrResolved)).await?;
+    expect(spec, &signals, |kind| {
+        matches!(kind, CmEventKind::AddrResolved)
+    })
+    .await?;
     id.resolve_route(options.connect_timeout_ms)
         .map_err(explain)?;
-    expect(spec, &signals, |kind| matches!(kind, CmEventKind::RouteResolved)).await?;
+    expect(spec, &signals, |kind| {
+        matches!(kind, CmEventKind::RouteResolved)
+    })
+    .await?;
     let device = Device::of(&id).map_err(explain)?;
     let entries = spec.entries.min(most_entries(&device.domain));
     let qp = IdleQueuePair::new(id, &device.domain, queue_sizes(entries))
@@ -284,7 +293,10 @@ async fn connect_to(spec: &QueueSpec<'_>, to: SocketAddr) -> Result<RdmaLink, Co
             rnr_retry_count: RETRIES,
         })
         .map_err(explain)?;
-    let event = expect(spec, &signals, |kind| matches!(kind, CmEventKind::Established)).await?;
+    let event = expect(spec, &signals, |kind| {
+        matches!(kind, CmEventKind::Established)
+    })
+    .await?;
     let taken = CmAccept::parse(&event.private_data)
         .map_err(|fault| ended(spec, "the RDMA connection request", fault.to_string()))?
         .crqsize

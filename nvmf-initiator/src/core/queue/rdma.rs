@@ -14,8 +14,8 @@ use nvmf_io::ring::Interest;
 use nvmf_io::verbs::{CmEventKind, IdleQueuePair, VerbsError, WorkCounts};
 use nvmf_io::{Completion, Ring};
 
-use super::{Data, Finished, Part, QueueError, Slots};
 use super::super::rdma::{Answer, HostLink, LinkFailure, Memory, NotTaken, Registrars};
+use super::{Data, Finished, Part, QueueError, Slots};
 use crate::tokens::TokenSpace;
 
 const COMPLETIONS: u32 = 1;
@@ -102,15 +102,13 @@ impl RdmaWire {
 
     /// What was done on the queue pair.
     pub(super) fn counts(&self) -> WorkCounts {
-        self.link.as_ref().map_or(self.past_counts, HostLink::counts)
+        self.link
+            .as_ref()
+            .map_or(self.past_counts, HostLink::counts)
     }
 
     /// Takes a command. `Ok(None)`: there is no room.
-    pub(super) fn submit(
-        &mut self,
-        sqe: &Sqe,
-        data: &Data,
-    ) -> Result<Option<SlotId>, QueueError> {
+    pub(super) fn submit(&mut self, sqe: &Sqe, data: &Data) -> Result<Option<SlotId>, QueueError> {
         let Some(link) = &mut self.link else {
             return Ok(None);
         };
