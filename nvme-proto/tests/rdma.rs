@@ -572,7 +572,9 @@ proptest! {
                 (Transfer::ToHost(bytes), model[range].to_vec())
             };
             memory.insert(key, if op.write { data.clone() } else { vec![0xee; bytes as usize] });
+            let next = host.next_slot();
             let id = host.submit(&sqe, transfer, Some(local)).unwrap();
+            assert_eq!(next, Some(id));
             open.insert(id, (op.clone(), key, data));
             if op.settle {
                 settle(&mut host, &mut target, &mut memory, &mut open);

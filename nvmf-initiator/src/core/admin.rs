@@ -52,6 +52,7 @@ enum NotTaken {
 }
 
 /// What carries the queue.
+#[expect(clippy::large_enum_variant, reason = "it is in an Rc already")]
 enum Wire {
     Tcp(TcpAdmin),
     Rdma(RdmaAdmin),

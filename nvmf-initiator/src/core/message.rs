@@ -68,6 +68,7 @@ pub struct NewQueue {
 }
 
 /// A connection after the Connect response.
+#[expect(clippy::large_enum_variant, reason = "messages have it in a box")]
 pub enum NewWire {
     /// Over TCP.
     Tcp {

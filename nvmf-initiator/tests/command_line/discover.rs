@@ -100,7 +100,8 @@ fn the_file_is_followed_when_there_is_no_address() {
     for (line, says) in [
         ("--transport=tcp", "--traddr is missing"),
         ("--traddr=h --flavour=mild", "--flavour"),
-        ("--traddr=h --transport=rdma", "rdma"),
+        ("--traddr=h --transport=fc", "fc"),
+        ("--traddr=h --transport=rdma --hdr-digest", "over RDMA"),
         ("--traddr=h --trsvcid=0", "trsvcid"),
     ] {
         fs::write(&conf, line).unwrap();
