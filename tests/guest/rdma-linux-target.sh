@@ -160,3 +160,73 @@ detach() {
   expect 'controllers' 0 "$(nvmf-initiator "${RUN[@]}" list -o json | jq '.controllers | length')"
 }
 check 'ublk: disconnect' detach $NQN
+away() {
+  nvmet_clear
+  wait_until 20 clean
+}
+# What the device has for processes: nothing but its own queue pair.
+clean() { rdma resource show | tee /dev/stderr | grep -q 'qp 1 cm_id 0 mr 0 ctx 0'; }
+check 'the kernel target goes, and nothing is left on the device' away
+
+CONFIG=$SUITE_TMP/target.toml
+configure() {
+  truncate -s 128M /dev/shm/store
+  cat >"$CONFIG" <<TOML
+listen = ["rdma://$HERE:4420", "tcp://127.0.0.1:4420"]
+[[subsystem]]
+nqn = "$OURS"
+allow-any-host = true
+[[subsystem.namespace]]
+nsid = 1
+kind = "file"
+path = "/dev/shm/store"
+TOML
+  start target nvmf-target --config "$CONFIG" --ready-file "$SUITE_TMP/ready"
+  wait_until 20 test -s "$SUITE_TMP/ready"
+}
+check 'our target, on both transports' configure
+check 'discover over RDMA finds it' nvmf-initiator "${RUN[@]}" discover "${AT[@]}"
+for size in 4k 64k 1m; do check "library, ours against ours, $size" bench "nvme+rdma://$HERE/$OURS?nsid=1" $size 16; done
+ours() {
+  # All that discovery finds over RDMA.
+  nvmf-initiator "${RUN[@]}" connect-all "${AT[@]}" --block ublk -c 1
+  nvmf-initiator "${RUN[@]}" list -o json >"$SUITE_TMP/list"
+  expect 'controllers' 1 "$(jq '.controllers | length' "$SUITE_TMP/list")"
+  wait_until 10 test -b "$(device 1)"
+}
+check 'connect-all over RDMA' ours
+for size in 4k 64k 1m; do check "ublk, ours against ours: fio verifies at $size" verify 1 $size; done
+# A host over TCP writes the upper half while one over RDMA writes the lower.
+both() {
+  local half=$((64 << 20)) tcp
+  nvmf-bench --filename "nvme+tcp://127.0.0.1:4420/$OURS?nsid=1" --rw randwrite --bs 4k --iodepth 16 --offset $half --size $BENCH \
+    --verify crc32c --quiet >"$SUITE_TMP/tcp" 2>&1 &
+  tcp=$!
+  fio_verify "$(device 1)" --size=$BENCH
+  wait $tcp || { cat "$SUITE_TMP/tcp" && return 1; }
+  grep 'verify: [1-9]' "$SUITE_TMP/tcp"
+  # What one wrote the other reads.
+  dd if="$(device 1)" of="$SUITE_TMP/upper" bs=1M skip=64 count=4 iflag=direct status=none
+  cmp -n $((4 << 20)) "$SUITE_TMP/upper" /dev/shm/store 0 $half
+}
+check 'hosts over RDMA and TCP on one namespace at once' both
+kills() {
+  stop target KILL
+  wait_until 20 lost
+  start target nvmf-target --config "$CONFIG" --ready-file "$SUITE_TMP/ready2"
+  wait_until 30 test -s "$SUITE_TMP/ready2"
+}
+check 'kill -9 and restart of our target under fio verify' under_load kills
+check 'kill -9 of the daemon under fio verify, ours against ours' under_load murder
+check 'disconnect from ours' detach "$OURS"
+round() {
+  nvmf-initiator "${RUN[@]}" connect "${AT[@]}" -n $OURS --block none
+  nvmf-initiator "${RUN[@]}" disconnect -n $OURS
+}
+rounds() {
+  local n
+  for ((n = 0; n < ROUNDS * NVMF_SOAK; n++)); do round; done
+  stop target
+  wait_until 20 clean
+}
+check 'connections leave nothing behind' rounds
