@@ -63,17 +63,17 @@ check 'library: a full queue, spinning' bench "$LINUX?nsid=1" 4k 127 --busy-poll
 
 # The device's work for each I/O. Reads and writes alternate; a write of 4 KiB goes in its capsule.
 counts() {
-  local json ios sent
+  local json ios
   json=$(nvmf-bench --filename "$LINUX?nsid=1" --rw randrw --bs "$1" --iodepth 16 --size $BENCH --quiet --output-format json)
   jq -c '.jobs[0] | { reads: .read.total_ios, writes: .write.total_ios, rdma }' <<<"$json"
   count() { jq ".jobs[0].$1" <<<"$json"; }
   ios=$(count 'read.total_ios + .jobs[0].write.total_ios')
   # Connect is a command too, with a receive of its own; then there is one for each command that can be open, and another after each answer.
   expect 'work requests: one for each I/O' $((ios + 1)) "$(count rdma.work_requests)"
-  expect 'answers' $((ios + 1)) "$(count rdma.messages)"
   expect 'receives' $((ios + 1 + 127)) "$(count rdma.receives)"
-  sent=$(count rdma.completions)
-  [ "$sent" -le "$(count rdma.posts)" ] # one for each post, whatever is in it
+  # An answer for each I/O, and for each post a completion, whatever is in it.
+  expect 'signalled' "$(count rdma.posts)" "$(count rdma.signalled)"
+  expect 'completions' $((ios + 1 + $(count rdma.posts))) "$(count rdma.completions)"
   [ "$(count rdma.registrations)" -le 4 ] # one for each 2 MiB of the pool that are used, none for each I/O
 }
 check 'work requests, completions and registrations for I/O of 4 KiB' counts 4k

@@ -52,11 +52,11 @@ fn job(index: usize, spec: &JobSpec, stats: &JobStats) -> Value {
         "verified_blocks": stats.verified_blocks,
         "errors": stats.error_samples,
         "rdma": stats.rdma.as_ref().map(|counts| json!({
-            "work_requests": counts.work.sends,
+            "work_requests": counts.work.work_requests(),
             "posts": counts.work.posts,
-            "completions": counts.work.sent,
+            "signalled": counts.work.signalled,
             "receives": counts.work.receives,
-            "messages": counts.work.received,
+            "completions": counts.work.completions,
             "registrations": counts.registrations,
         })),
     })

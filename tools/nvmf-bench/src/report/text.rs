@@ -46,8 +46,12 @@ pub fn job(spec: &JobSpec, stats: &JobStats) -> String {
     {
         let _ = writeln!(
             out,
-            "  rdma: {} work requests in {} posts with {} completions, {} receives of which {} completed, {registrations} registrations",
-            work.sends, work.posts, work.sent, work.receives, work.received
+            "  rdma: {} work requests in {} posts, {} of them signalled, {} receives, {} completions, {registrations} registrations",
+            work.work_requests(),
+            work.posts,
+            work.signalled,
+            work.receives,
+            work.completions
         );
     }
     if stats.errors > 0 {
