@@ -10,7 +10,7 @@ use crate::rig::{NQN, Node, address, config, serve};
 #[test]
 fn two_for_arguments_that_make_no_sense() {
     let node = Node::new();
-    let cases: [(&str, &[&str]); 17] = [
+    let cases: [(&str, &[&str]); 18] = [
         ("", &["Usage"]),
         ("connectt", &["connectt"]),
         ("connect -n n", &["no address", "--traddr"]),
