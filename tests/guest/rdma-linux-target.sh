@@ -162,7 +162,7 @@ detach() {
 check 'ublk: disconnect' detach $NQN
 away() {
   nvmet_clear
-  wait_until 20 clean
+  wait_until 40 clean
 }
 # What the device has for processes: nothing but its own queue pair.
 clean() { rdma resource show | tee /dev/stderr | grep -q 'qp 1 cm_id 0 mr 0 ctx 0'; }
@@ -227,6 +227,6 @@ rounds() {
   local n
   for ((n = 0; n < ROUNDS * NVMF_SOAK; n++)); do round; done
   stop target
-  wait_until 20 clean
+  wait_until 40 clean
 }
 check 'connections leave nothing behind' rounds
