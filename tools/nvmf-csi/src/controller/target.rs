@@ -1,10 +1,12 @@
 //! The target's management API, as far as it is needed here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use nvmf_rpc::error::code;
 use nvmf_rpc::types::{GetPools, GetSnapshots, GetVolumes, Method, Pool, Snapshot, Volume};
 use nvmf_rpc::{Client, ClientError, Endpoint};
+use tokio::sync::Semaphore;
 use tonic::Status;
 
 use crate::Result;
@@ -13,6 +15,10 @@ use crate::status::of_target;
 
 /// How long one call may take. To fence a host takes as long as its last write.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// Calls at one time; others wait for their turn. Each has a connection of its own, and the target takes a bounded number of them
+/// (and of TLS handshakes, which is less) from all of its clients together.
+const MAX_CALLS: usize = 24;
 
 /// Label of what this driver made: the name that the orchestrator gave.
 pub const LABEL_NAME: &str = "nvmf-csi.name";
@@ -27,6 +33,7 @@ pub const LABEL_GROUP: &str = "nvmf-csi.group";
 #[derive(Debug, Clone)]
 pub struct Target {
     client: Client,
+    turns: Arc<Semaphore>,
 }
 
 impl Target {
@@ -34,11 +41,14 @@ impl Target {
     pub fn new(endpoint: Endpoint) -> Target {
         Target {
             client: Client::new(endpoint).with_timeout(CALL_LIMIT),
+            turns: Arc::new(Semaphore::new(MAX_CALLS)),
         }
     }
 
     /// Calls a method; the error is as the target said it.
     pub async fn call<M: Method>(&self, params: &M) -> std::result::Result<M::Result, ClientError> {
+        // Never closed, so there is no error.
+        let _turn = self.turns.acquire().await.ok();
         self.client.request(params).await
     }
 

@@ -5,6 +5,7 @@ mod controller;
 mod crash;
 mod identity;
 mod load;
+mod many;
 mod moving;
 mod node;
 mod pod;

@@ -137,8 +137,7 @@ pub fn within(netns: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
 
 /// A driver that answers.
 pub struct Driver {
-    // For its end.
-    _process: Process,
+    process: Process,
     socket: PathBuf,
 }
 
@@ -262,7 +261,7 @@ impl Rig {
     pub fn start(&self, site: &Site) -> Driver {
         let log = self.dir.path().join(format!("csi{}.log", site.name));
         let driver = Driver {
-            _process: Process::start(&mut self.command(site), &log),
+            process: Process::start(&mut self.command(site), &log),
             socket: self.socket(site),
         };
         wait_for(&driver.socket);
@@ -272,6 +271,11 @@ impl Rig {
     pub fn start_driver(&mut self) {
         self.driver = None;
         self.driver = Some(self.start(&Site::all()));
+    }
+
+    /// The driver's process.
+    pub fn driver_process(&self) -> u32 {
+        self.driver.as_ref().unwrap().process.0.id()
     }
 
     /// kill -9.
