@@ -10,7 +10,8 @@ private_network
 suite link-cut
 
 NQN=nqn.2024-01.org.example:storage OTHER=nqn.2024-01.org.example:other STORAGE=10.98.0.1 COMPUTE=10.98.0.2
-MACHINE_VARIABLES=(NQN OTHER STORAGE)
+OURS=(nvmf-initiator --run-dir /run/ours)
+MACHINE_VARIABLES=(NQN OTHER STORAGE OURS)
 machine storage $STORAGE/24 --uml --timeout 280
 machine compute $COMPUTE/24 --uml --timeout 280
 on_failure "$SUITE_OUT"/{storage/target.log,storage/console.log,compute/console.log}
@@ -78,35 +79,59 @@ load() { fio_verify "$(ns_dev "${1:-$NQN}" 1)" --size=16M --rate_iops=2000 --loo
 associations_ended() { grep -c 'association ends' /out/target.log || true; }
 ended_beyond() { [ "$(associations_ended)" -gt "$1" ]; }
 
-# cut_and_mend TRANSPORT
+# Our initiator, with a ublk device.
+our_attach() {
+  "${OURS[@]}" connect -t "$1" -a $STORAGE -s 4420 -n $NQN --block ublk --keep-alive-tmo 2 --reconnect-delay 1
+  wait_until 20 test -b "$(our_disk)"
+}
+our_disk() { "${OURS[@]}" list -o json | jq -r '.controllers[].namespaces[] | select(.nsid == 1).device'; }
+our_state() { "${OURS[@]}" list -o json | jq -r '.controllers[].state'; }
+our_completed() { awk '{ print $1 + $5 }' "/sys/block/$(basename "$(our_disk)")/stat"; }
+our_load() { fio_verify "$(our_disk)" --size=16M --rate_iops=2000 --loops=2; }
+our_detach() { "${OURS[@]}" disconnect -n $NQN; }
+
+linux_attach() { attach "$@"; }
+linux_state() { state; }
+linux_completed() { completed; }
+linux_load() { load $NQN; }
+linux_detach() { detach $NQN; }
+
+# is WHAT STATE, is_not WHAT STATE, beyond WHAT NUMBER: for a function WHAT that prints one.
+is() { [ "$("$1")" = "$2" ]; }
+is_not() { ! is "$@"; }
+beyond() { [ "$("$1")" -gt "$2" ]; }
+
+# cut_and_mend linux|our TRANSPORT
 cut_and_mend() {
-  local before fio ended sent arrived during
-  on compute attach "$1"
+  local who=$1 before fio ended sent arrived during
+  on compute "${who}_attach" "$2"
   ended=$(on storage associations_ended)
-  before=$(on compute completed)
-  on compute load &
+  before=$(on compute "${who}_completed")
+  on compute "${who}_load" &
   fio=$!
-  on compute wait_until 30 busy "$before"
+  on compute wait_until 30 beyond "${who}_completed" $((before + 200))
   sent=$(packets_from compute)
   cut compute
   arrived=$(packets_to storage)
-  on compute wait_until 40 not_live
+  on compute wait_until 40 is_not "${who}_state" live
   # The host sent, nothing arrived; nothing completes any more, until either side has given the other up, and fio still waits.
-  during=$(on compute completed)
+  during=$(on compute "${who}_completed")
   [ "$(packets_from compute)" -gt "$sent" ]
   on storage wait_until 20 ended_beyond "$ended"
   expect 'packets that arrived while the cable was cut' "$arrived" "$(packets_to storage)"
-  expect 'completed while the cable was cut' "$during" "$(on compute completed)"
-  expect state connecting "$(on compute state)"
+  expect 'completed while the cable was cut' "$during" "$(on compute "${who}_completed")"
+  on compute is_not "${who}_state" live
   kill -0 $fio
   mend compute
-  on compute wait_until 90 live
+  on compute wait_until 90 is "${who}_state" live
   wait $fio
-  echo "completed before $before, at the cut $during, after $(on compute completed)"
-  on compute detach
+  echo "completed before $before, at the cut $during, after $(on compute "${who}_completed")"
+  on compute "${who}_detach"
 }
-CHECK_TIMEOUT_S=120 check 'the cable cut and mended under fio verify over RDMA' cut_and_mend rdma
-CHECK_TIMEOUT_S=120 check 'the cable cut and mended under fio verify over TCP' cut_and_mend tcp
+for transport in rdma tcp; do
+  CHECK_TIMEOUT_S=120 check "Linux's host: the cable cut and mended under fio verify over $transport" cut_and_mend linux $transport
+  CHECK_TIMEOUT_S=120 check "our initiator: the cable cut and mended under fio verify over $transport" cut_and_mend our $transport
+done
 
 # The device goes away from under the target, while one host uses it and another TCP; and comes back.
 no_device() { ! rdma link show rxe0/1; }
