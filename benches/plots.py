@@ -145,7 +145,8 @@ def draw(data, folder):
     os.makedirs(folder, exist_ok=True)
     drawn = []
     for name, (table, plot) in PLOTS.items():
-        if table in data:
+        # Depths alone, without percentiles, make a plot of throughput only.
+        if table in data and (plot is not latency or any(one["percentiles"] for one in data[table])):
             path = os.path.join(folder, f"{name}.svg")
             with open(path, "w", encoding="utf-8") as out:
                 out.write(plot(data))
