@@ -123,7 +123,7 @@ pub struct FrontEndIo<'a> {
 ///
 /// Call order: `start` once; then, in each turn of the shard's loop, `on_completion` for each completion of this front
 /// end's [`TokenSpace`], `on_done` for each answer of the backing, and `end_turn` once, which sends what the turn
-/// produced. After `stop`, or after the kernel ended the device, go on until `is_finished`; then drop it.
+/// produced; where nothing came for it, `end_turn` may be left out unless it `wants_every_turn`. After `stop`, or after the kernel ended the device, go on until `is_finished`; then drop it.
 pub trait FrontEnd {
     /// Registers with the ring and begins to take requests.
     fn start(&mut self, tokens: TokenSpace, io: &mut FrontEndIo<'_>) -> std::io::Result<()>;
@@ -133,6 +133,10 @@ pub trait FrontEnd {
     fn on_done(&mut self, done: BlockDone, io: &mut FrontEndIo<'_>);
     /// The turn is over: submit what is pending, re-arm what waits.
     fn end_turn(&mut self, io: &mut FrontEndIo<'_>);
+    /// Whether turns must end for this front end in which nothing came for it, as when it waits for a buffer.
+    fn wants_every_turn(&self) -> bool {
+        true
+    }
     /// Nothing has been asked of the device for a while: let go of buffers that only wait for the next request.
     fn rest(&mut self, _io: &mut FrontEndIo<'_>) {}
     /// Take no further requests. Requests at the backing are still answered.

@@ -125,12 +125,16 @@ struct Front {
     last_use: Instant,
     /// Nothing came since it was told to rest.
     rests: bool,
+    /// It is among those whose turn must end.
+    is_touched: bool,
 }
 
 struct Loop {
     inbox: mailbox::Receiver<ToDeviceShard>,
     shard: Shard,
     fronts: Vec<Option<Front>>,
+    /// Those whose turn must end: of hundreds of devices few are used in one turn.
+    touched: Vec<usize>,
     spare: Spare,
     /// When to look for devices that rest; `None` while all do.
     next_rest: Option<Instant>,
@@ -157,6 +161,7 @@ impl Loop {
             inbox,
             shard: Shard::new(ring, pool, MAX_REQUESTS),
             fronts: Vec::new(),
+            touched: Vec::new(),
             spare: Spare::new(SPARE_BYTES),
             next_rest: None,
             waiting: VecDeque::with_capacity(MAX_REQUESTS as usize),
@@ -214,11 +219,13 @@ impl Loop {
                     return;
                 };
                 for index in 0..self.fronts.len() {
-                    self.with_front(index, |front, io| {
-                        if front.head == head {
-                            front.front.stop(io);
-                        }
-                    });
+                    if self.fronts[index]
+                        .as_ref()
+                        .is_some_and(|front| front.head == head)
+                    {
+                        self.used(index, Instant::now());
+                        self.with_front(index, |front, io| front.front.stop(io));
+                    }
                 }
             }
         }
@@ -254,6 +261,7 @@ impl Loop {
             finished: new.finished,
             last_use: Instant::now(),
             rests: true,
+            is_touched: false,
         };
         self.fronts[index] = Some(front);
         self.used(index, Instant::now());
@@ -318,6 +326,9 @@ impl Loop {
             return;
         };
         front.last_use = now;
+        if !std::mem::replace(&mut front.is_touched, true) {
+            self.touched.push(index);
+        }
         if std::mem::take(&mut front.rests) && self.next_rest.is_none() {
             self.next_rest = Some(now + REST_AFTER);
         }
@@ -375,17 +386,23 @@ impl Loop {
     }
 
     fn end_turn(&mut self) {
-        for index in 0..self.fronts.len() {
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.retain(|&index| {
             self.with_front(index, |front, io| front.front.end_turn(io));
-            if self.fronts[index]
-                .as_ref()
-                .is_some_and(|front| front.front.is_finished())
-                && let Some(front) = self.fronts[index].take()
-            {
+            let Some(front) = &mut self.fronts[index] else {
+                return false;
+            };
+            if !front.front.is_finished() {
+                front.is_touched = front.front.wants_every_turn();
+                return front.is_touched;
+            }
+            if let Some(front) = self.fronts[index].take() {
                 // Whoever waited for it may have stopped to.
                 let _ = front.finished.send(());
             }
-        }
+            false
+        });
+        self.touched = touched;
     }
 }
 

@@ -587,6 +587,13 @@ impl FrontEnd for FuseFrontEnd {
         }
     }
 
+    fn wants_every_turn(&self) -> bool {
+        // Without a reader nothing will come.
+        let waits_for_buffer =
+            !self.parked.is_empty() || self.readers.iter().all(|reader| !reader.in_flight);
+        self.phase == Phase::Serving && waits_for_buffer
+    }
+
     fn rest(&mut self, io: &mut FrontEndIo<'_>) {
         if self.phase != Phase::Serving || self.has_work() {
             return;

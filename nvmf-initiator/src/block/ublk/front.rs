@@ -268,6 +268,10 @@ impl FrontEnd for UblkFrontEnd {
         }
     }
 
+    fn wants_every_turn(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
     /// A queue ends with its device, or with the process: the driver has no other way.
     fn stop(&mut self, _io: &mut FrontEndIo<'_>) {}
 
