@@ -33,7 +33,7 @@ pub mod verbs;
 pub use buf::{Buf, BufPool, DetachedBuf, PoolConfig, Spare};
 pub use ring::{
     Allocate, BigRing, CommandDone, Completion, FileId, Interest, Ring, RingConfig, RingError,
-    RxChunk, SockId, Token, UblkCommand, Wait, WriteFlags,
+    RxChunk, RxScatter, SockId, Token, UblkCommand, Wait, WriteFlags,
 };
 pub use rustix::io::Errno;
 pub use tx::TxBatch;

@@ -9,7 +9,7 @@
 //! an error, or when the socket ends, call [`ControllerConn::close`]; the connection is quiet once [`ControllerConn::is_idle`].
 
 use super::data_pointer;
-use super::decoder::{Event, Header, PduDecoder};
+use super::decoder::{Ahead, Event, Header, PduDecoder};
 use super::encoder::{Encoder, Transfer as TransferFields};
 use super::params::TcpParams;
 use super::pdu::{CapsuleCmd, Fes, PduFlags, PduType, TermReqHeader, TransferHeader};
@@ -168,6 +168,13 @@ impl ControllerConn {
             len,
             crc,
         })
+    }
+
+    /// What the next bytes of the stream are, as far as that is certain. A driver that receives no more at a time puts all payload of
+    /// [`ControllerConn::pending_payload`] straight into its place.
+    #[inline]
+    pub fn ahead(&self) -> Ahead {
+        self.decoder.ahead()
     }
 
     /// The driver received `bytes` (at most [`Pending::len`]) past [`ControllerConn::receive`]. `crc` is [`Pending::crc`] extended by

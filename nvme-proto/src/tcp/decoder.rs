@@ -19,6 +19,9 @@ use zerocopy::{FromBytes, IntoBytes};
 /// The longest header that is decoded here, with its digest (ICReq and ICResp are the handshake's).
 const SCRATCH_BYTES: usize = PduType::CAPSULE_CMD.header_bytes() as usize + DIGEST_BYTES;
 
+/// No header that is decoded here is shorter (without its digest): all have so much, but a command capsule's, which has more.
+const SHORTEST_HEADER_BYTES: usize = PduType::H2C_DATA.header_bytes() as usize;
+
 /// What the decoder found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -44,6 +47,15 @@ pub struct Header<'a> {
     pub bytes: &'a [u8],
     /// Bytes of payload that follow.
     pub data_bytes: u32,
+}
+
+/// What the next bytes of the stream are, as far as that is certain: see [`PduDecoder::ahead`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// These many bytes of the payload in progress come first.
+    pub payload_bytes: u32,
+    /// And after them so many, at least, that are no payload: padding, a digest, of headers.
+    pub rest_bytes: u32,
 }
 
 /// A broken rule together with as much of the offending PDU's header as is at hand.
@@ -171,6 +183,38 @@ impl PduDecoder {
     #[inline]
     pub fn pending(&self) -> Option<(u32, Option<Crc>)> {
         (self.state == State::Payload).then(|| (self.left, self.digest_follows.then_some(self.crc)))
+    }
+
+    /// What comes next. Who receives no more than that, the payload in one place and the rest in another, never gets a byte of payload
+    /// where it does not belong, whatever the peer sends: not even the peer can put payload where a header, or the start of one, has to be.
+    pub fn ahead(&self) -> Ahead {
+        let digest = if self.header_digest { DIGEST_BYTES } else { 0 };
+        let next_header = SHORTEST_HEADER_BYTES + digest;
+        let have = usize::from(self.have);
+        let (payload_bytes, rest_bytes) = match self.state {
+            State::Header if have < CommonHeader::SIZE => (0, next_header - have),
+            State::Header => (0, self.header_rest(have, next_header)),
+            State::Gap(left) => (0, left.into()),
+            State::Payload if self.digest_follows => (self.left, DIGEST_BYTES + next_header),
+            State::Payload => (self.left, next_header),
+            State::Digest => (0, DIGEST_BYTES - have + next_header),
+            State::End { .. } => (0, next_header),
+        };
+        Ahead {
+            payload_bytes,
+            rest_bytes: rest_bytes as u32,
+        }
+    }
+
+    /// What is missing of a header of which the scratch has so much that its length is known, and of the next one if no data come between.
+    fn header_rest(&self, have: usize, next_header: usize) -> usize {
+        let Ok((common, _)) = CommonHeader::ref_from_prefix(&self.scratch) else {
+            return 1;
+        };
+        // It was checked before more of it was gathered.
+        let need = self.framing(common).unwrap_or(have + 1);
+        let has_no_data = common.plen.get() as usize == need;
+        need - have + if has_no_data { next_header } else { 0 }
     }
 
     /// The owner received `bytes` of payload past the decoder. `crc` is the digest of the payload up to here, where

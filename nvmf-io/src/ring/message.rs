@@ -30,7 +30,7 @@ impl Ring {
     /// devices refuse it.
     pub fn read_message(&mut self, device: FileId, buf: &Buf, range: Range<u32>, token: Token) {
         let Some(into) = KernelWrite::new(buf) else {
-            return self.fail(token, Errno::BUSY, None);
+            return self.fail(token, Errno::BUSY, Work::Plain);
         };
         let _ = into.ptr(&range);
         let message = Message {

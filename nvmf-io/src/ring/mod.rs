@@ -7,6 +7,7 @@
 //! | `slab`, `ops` | the operations: what the kernel may touch is owned there |
 //! | `files` | registered files and sockets |
 //! | `rx` | receive buffers: a provided-buffer ring, or handed out one by one |
+//! | `scatter` | a receive into two places |
 //! | `storage`, `stream` | one method for each operation, on files and devices or on sockets |
 //! | `submit` | queueing, the hand-over to the kernel, waiting |
 //! | `ublk` | commands to ublk devices |
@@ -29,6 +30,7 @@ mod message;
 mod ops;
 mod reap;
 mod rx;
+mod scatter;
 mod setup;
 mod slab;
 mod storage;
@@ -49,6 +51,7 @@ use rustix::io::Errno;
 pub use big::{BigRing, CommandDone};
 pub use files::{FileId, SockId};
 pub use rx::RxChunk;
+pub use scatter::RxScatter;
 pub use setup::{Features, RingError};
 pub use storage::{Allocate, WriteFlags};
 pub use stream::Interest;
@@ -126,6 +129,8 @@ pub struct Completion {
     pub rx: Option<RxChunk>,
     /// The batch of a send or vectored write, for another use.
     pub batch: Option<Box<TxBatch>>,
+    /// The scatter of a receive: what came where, and for another use.
+    pub scatter: Option<Box<RxScatter>>,
 }
 
 impl Completion {
@@ -136,7 +141,25 @@ impl Completion {
             more: false,
             rx: None,
             batch: None,
+            scatter: None,
         }
+    }
+
+    /// The last completion of an operation, with what goes back to the caller.
+    fn of(work: Work, token: Token, result: Result<u32, Errno>) -> Self {
+        let mut completion = Self::bare(token, result);
+        match work {
+            Work::Send { batch, .. } | Work::WriteVectored { batch } => {
+                completion.batch = Some(batch.into_box());
+            }
+            Work::Scatter { scatter } => {
+                let mut scatter = scatter.into_box();
+                scatter.landed(result.unwrap_or(0));
+                completion.scatter = Some(scatter);
+            }
+            _ => {}
+        }
+        completion
     }
 }
 

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 
 use super::files::Id;
 use super::message::Message;
+use super::scatter::RxScatter;
 use crate::buf::{Buf, KernelWrite};
 use crate::tx::TxBatch;
 
@@ -22,13 +23,17 @@ pub(super) enum Work {
         range: Range<u32>,
         done: u32,
     },
+    /// A receive into a buffer and a room of its own.
+    Scatter {
+        scatter: InFlight<RxScatter>,
+    },
     Send {
         file: Id,
-        batch: BatchInFlight,
+        batch: InFlight<TxBatch>,
         done: u32,
     },
     WriteVectored {
-        batch: BatchInFlight,
+        batch: InFlight<TxBatch>,
     },
     /// Waiting for a descriptor. Its own, since the entry names it by number.
     Poll {
@@ -51,6 +56,10 @@ pub(super) struct Receive {
     pub(super) file: Id,
     /// Goes on after each chunk.
     pub(super) multishot: bool,
+    /// Most bytes to receive; 0 for as many as a buffer holds.
+    pub(super) limit: u32,
+    /// Its end was asked for: it is not armed again. The kernel may have had nothing of it to cancel.
+    pub(super) cancelled: bool,
     pub(super) step: Step,
 }
 
@@ -67,29 +76,30 @@ pub(super) enum Step {
     Starved,
 }
 
-/// A batch that the kernel reads. Raw, because message and vectors are pointed at while this value moves.
-pub(super) struct BatchInFlight(NonNull<TxBatch>);
+/// What the kernel reads or writes by a message and its vector, which are part of it. Raw, because they are pointed at while this
+/// value moves.
+pub(super) struct InFlight<T>(NonNull<T>);
 
-impl BatchInFlight {
-    pub(super) fn new(batch: Box<TxBatch>) -> Self {
-        Self(NonNull::from(Box::leak(batch)))
+impl<T> InFlight<T> {
+    pub(super) fn new(value: Box<T>) -> Self {
+        Self(NonNull::from(Box::leak(value)))
     }
 
-    pub(super) fn as_mut(&mut self) -> &mut TxBatch {
+    pub(super) fn as_mut(&mut self) -> &mut T {
         // SAFETY: leaked in `new`, owned by this value alone. Called before submission and after the completion,
-        // so the kernel does not read meanwhile.
+        // so the kernel does not use it meanwhile.
         unsafe { self.0.as_mut() }
     }
 
-    pub(super) fn into_box(self) -> Box<TxBatch> {
-        let batch = self.0;
+    pub(super) fn into_box(self) -> Box<T> {
+        let value = self.0;
         std::mem::forget(self);
         // SAFETY: leaked in `new`; this value, forgotten just now, was its only owner.
-        unsafe { Box::from_raw(batch.as_ptr()) }
+        unsafe { Box::from_raw(value.as_ptr()) }
     }
 }
 
-impl Drop for BatchInFlight {
+impl<T> Drop for InFlight<T> {
     fn drop(&mut self) {
         // SAFETY: as in `into_box`.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });

@@ -105,12 +105,15 @@ impl Ring {
         flags: u32,
     ) -> Option<Completion> {
         let Work::Receive(Receive {
-            multishot, step, ..
+            multishot,
+            step,
+            cancelled,
+            ..
         }) = self.ops.get_mut(index).work()
         else {
             return None;
         };
-        let multishot = *multishot;
+        let (multishot, cancelled) = (*multishot, *cancelled);
         let provided = cqueue::buffer_select(flags);
         let buffer = match (*step, provided) {
             (Step::Provided, Some(id)) => {
@@ -123,6 +126,14 @@ impl Ring {
         // Dropped at once where nothing was received.
         let chunk = buffer.map(|id| self.rx.chunk(id, result.unwrap_or(0)));
         match (result, *step) {
+            (Ok(_), Step::Readable)
+            | (Err(Errno::AGAIN), Step::Into(_))
+            | (Err(Errno::NOBUFS), Step::Provided)
+                if cancelled =>
+            {
+                self.ops.remove(index);
+                Some(Completion::bare(token, Err(Errno::CANCELED)))
+            }
             (Ok(_), Step::Readable) => {
                 self.receive_readable(index);
                 None
@@ -138,7 +149,8 @@ impl Ring {
                 None
             }
             (Ok(count), _) if count > 0 => {
-                if !multishot {
+                let goes_on = cqueue::more(flags) || (multishot && !cancelled);
+                if !goes_on {
                     self.ops.remove(index);
                 } else if !cqueue::more(flags) {
                     if let Step::Into(_) = *step {
@@ -147,7 +159,7 @@ impl Ring {
                     self.arm_receive(index);
                 }
                 Some(Completion {
-                    more: multishot,
+                    more: goes_on,
                     rx: chunk,
                     ..Completion::bare(token, Ok(count))
                 })
@@ -180,13 +192,7 @@ impl Ring {
         token: Token,
         result: Result<u32, Errno>,
     ) -> Option<Completion> {
-        let batch = match self.ops.remove(index) {
-            Work::Send { batch, .. } | Work::WriteVectored { batch } => Some(batch.into_box()),
-            _ => None,
-        };
-        Some(Completion {
-            batch,
-            ..Completion::bare(token, result)
-        })
+        let work = self.ops.remove(index);
+        Some(Completion::of(work, token, result))
     }
 }

@@ -7,7 +7,7 @@ use io_uring::{opcode, types};
 use rustix::io::Errno;
 
 use super::files::FileId;
-use super::ops::{BatchInFlight, Work};
+use super::ops::{InFlight, Work};
 use super::submit::entry;
 use super::{Ring, Token};
 use crate::buf::{Buf, Fixed, KernelWrite};
@@ -37,7 +37,7 @@ impl Ring {
     /// Reads into `range` of `buf`. Completes with the number of bytes, less than asked for at the end of the file.
     pub fn read(&mut self, file: FileId, offset: u64, buf: &Buf, range: Range<u32>, token: Token) {
         let Some(into) = KernelWrite::new(buf) else {
-            return self.fail(token, Errno::BUSY, None);
+            return self.fail(token, Errno::BUSY, Work::Plain);
         };
         let (ptr, len) = (into.ptr(&range), range.end - range.start);
         let fixed = self.fixed_index(buf);
@@ -84,7 +84,7 @@ impl Ring {
     pub fn write_vectored(&mut self, file: FileId, offset: u64, batch: Box<TxBatch>, token: Token) {
         let (iov, count) = batch.segments();
         let work = Work::WriteVectored {
-            batch: BatchInFlight::new(batch),
+            batch: InFlight::new(batch),
         };
         self.start(file.0, token, work, |target| {
             entry!(target, |fd| opcode::Writev::new(fd, iov, count)

@@ -8,9 +8,10 @@ use io_uring::{opcode, squeue, types};
 use rustix::io::Errno;
 
 use super::files::{Id, SockId};
-use super::ops::{BatchInFlight, Receive, Step, Work};
+use super::ops::{InFlight, Receive, Step, Work};
 use super::rx::GROUP;
 use super::submit::entry;
+use super::scatter::RxScatter;
 use super::{Ring, Token};
 use crate::buf::{Buf, KernelWrite};
 use crate::tx::TxBatch;
@@ -38,15 +39,21 @@ impl Ring {
     /// until the stream ends (0 bytes, `more` false), fails, or is cancelled. When receive buffers run out it goes
     /// on as soon as one is given back.
     pub fn recv_multishot(&mut self, socket: SockId, token: Token) {
-        self.receive(socket.0, true, token);
+        self.receive(socket.0, true, 0, token);
     }
 
     /// Receives once into a receive buffer.
     pub fn recv_once(&mut self, socket: SockId, token: Token) {
-        self.receive(socket.0, false, token);
+        self.receive(socket.0, false, 0, token);
     }
 
-    fn receive(&mut self, file: Id, multishot: bool, token: Token) {
+    /// Receives once into a receive buffer, at most `limit_bytes`, which must not be 0.
+    pub fn recv_at_most(&mut self, socket: SockId, limit_bytes: u32, token: Token) {
+        debug_assert!(limit_bytes > 0);
+        self.receive(socket.0, false, limit_bytes, token);
+    }
+
+    fn receive(&mut self, file: Id, multishot: bool, limit: u32, token: Token) {
         let step = if self.rx.is_provided() {
             Step::Provided
         } else {
@@ -57,6 +64,8 @@ impl Ring {
             Work::Receive(Receive {
                 file,
                 multishot,
+                limit,
+                cancelled: false,
                 step,
             }),
         );
@@ -68,7 +77,13 @@ impl Ring {
         let Work::Receive(receive) = self.ops.get_mut(index).work() else {
             return;
         };
-        let (file, multishot, step) = (receive.file, receive.multishot, receive.step);
+        let Receive {
+            file,
+            multishot,
+            limit,
+            step,
+            ..
+        } = *receive;
         let Ok(target) = self.files.target(file) else {
             return self.end(index, Errno::BADF);
         };
@@ -76,12 +91,19 @@ impl Ring {
             Step::Provided if multishot => {
                 entry!(target, |fd| opcode::RecvMulti::new(fd, GROUP).build())
             }
-            Step::Provided => entry!(target, |fd| opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+            Step::Provided => {
+                entry!(target, |fd| opcode::Recv::new(
+                    fd,
+                    std::ptr::null_mut(),
+                    limit
+                )
                 .buf_group(GROUP)
                 .build())
-            .flags(squeue::Flags::BUFFER_SELECT),
+                .flags(squeue::Flags::BUFFER_SELECT)
+            }
             Step::Into(id) => {
                 let (ptr, len) = self.rx.target(id);
+                let len = if limit > 0 { len.min(limit) } else { len };
                 entry!(target, |fd| opcode::Recv::new(fd, ptr, len)
                     .flags(libc::MSG_DONTWAIT)
                     .build())
@@ -98,7 +120,7 @@ impl Ring {
     /// connection ended or was reset before, or with the error.
     pub fn recv_into(&mut self, socket: SockId, buf: &Buf, range: Range<u32>, token: Token) {
         let Some(into) = KernelWrite::new(buf) else {
-            return self.fail(token, Errno::BUSY, None);
+            return self.fail(token, Errno::BUSY, Work::Plain);
         };
         let _ = into.ptr(&range);
         let work = Work::ReceiveInto {
@@ -133,11 +155,34 @@ impl Ring {
         self.push(entry.user_data(self.ops.key(index)));
     }
 
+    /// Receives once, as much as there is: first into a range of a buffer (`None`: there is none), then at most `room_bytes` (and
+    /// [`RxScatter::ROOM_BYTES`]) into the scatter's room. The scatter comes back in the completion and tells what came where.
+    pub fn recv_scatter(
+        &mut self,
+        socket: SockId,
+        mut scatter: Box<RxScatter>,
+        into: Option<(&Buf, Range<u32>)>,
+        room_bytes: u32,
+        token: Token,
+    ) {
+        if !scatter.aim(into, room_bytes) {
+            let work = Work::Scatter {
+                scatter: InFlight::new(scatter),
+            };
+            return self.fail(token, Errno::BUSY, work);
+        }
+        let mut scatter = InFlight::new(scatter);
+        let message = scatter.as_mut().message();
+        self.start(socket.0, token, Work::Scatter { scatter }, |target| {
+            entry!(target, |fd| opcode::RecvMsg::new(fd, message).build())
+        });
+    }
+
     /// Sends all of a batch; it comes back in the completion. One send at a time for each socket.
     pub fn send(&mut self, socket: SockId, batch: Box<TxBatch>, token: Token) {
         let work = Work::Send {
             file: socket.0,
-            batch: BatchInFlight::new(batch),
+            batch: InFlight::new(batch),
             done: 0,
         };
         let index = self.ops.insert(token, work);
@@ -189,7 +234,7 @@ impl Ring {
                 );
                 self.arm_poll(index);
             }
-            Err(errno) => self.fail(token, errno, None),
+            Err(errno) => self.fail(token, errno, Work::Plain),
         }
     }
 

@@ -12,7 +12,6 @@ use super::files::{FileId, Id, SockId, Target};
 use super::ops::{Receive, Step, Work};
 use super::slab::IGNORED;
 use super::{Completion, Ring, Token, Wait};
-use crate::tx::TxBatch;
 
 /// Builds an entry for a file that is registered or not.
 macro_rules! entry {
@@ -79,13 +78,12 @@ impl Ring {
     }
 
     fn cancel_op(&mut self, index: u32) {
-        if let Work::Receive(Receive {
-            step: Step::Starved,
-            ..
-        }) = self.ops.get_mut(index).work()
-        {
-            self.starved.retain(|&starved| starved != index);
-            return self.end(index, Errno::CANCELED);
+        if let Work::Receive(receive) = self.ops.get_mut(index).work() {
+            receive.cancelled = true;
+            if receive.step == Step::Starved {
+                self.starved.retain(|&starved| starved != index);
+                return self.end(index, Errno::CANCELED);
+            }
         }
         let entry = opcode::AsyncCancel::new(self.ops.key(index))
             .build()
@@ -202,37 +200,26 @@ impl Ring {
                 let entry = build(target).user_data(self.ops.key(index));
                 self.push(entry);
             }
-            Err(errno) => {
-                let batch = match work {
-                    Work::WriteVectored { batch } => Some(batch.into_box()),
-                    _ => None,
-                };
-                self.fail(token, errno, batch);
-            }
+            Err(errno) => self.fail(token, errno, work),
         }
     }
 
     /// Ends an operation that the kernel does not have.
     pub(super) fn end(&mut self, index: u32, errno: Errno) {
         let token = self.ops.get_mut(index).token;
-        let batch = match self.ops.remove(index) {
-            Work::Send { batch, .. } | Work::WriteVectored { batch } => Some(batch.into_box()),
-            Work::Receive(Receive {
-                step: Step::Into(id),
-                ..
-            }) => {
-                self.rx.give_back(id);
-                None
-            }
-            _ => None,
-        };
-        self.fail(token, errno, batch);
+        let work = self.ops.remove(index);
+        if let Work::Receive(Receive {
+            step: Step::Into(id),
+            ..
+        }) = work
+        {
+            self.rx.give_back(id);
+        }
+        self.fail(token, errno, work);
     }
 
-    pub(super) fn fail(&mut self, token: Token, errno: Errno, batch: Option<Box<TxBatch>>) {
-        self.local.push_back(Completion {
-            batch,
-            ..Completion::bare(token, Err(errno))
-        });
+    pub(super) fn fail(&mut self, token: Token, errno: Errno, work: Work) {
+        self.local
+            .push_back(Completion::of(work, token, Err(errno)));
     }
 }

@@ -56,7 +56,7 @@ impl Ring {
             UblkCommand::Fetch => (0, 0, Work::Plain),
             UblkCommand::GetData(buf) => {
                 let Some(into) = KernelWrite::new(buf) else {
-                    return self.fail(token, Errno::BUSY, None);
+                    return self.fail(token, Errno::BUSY, Work::Plain);
                 };
                 (0, into.ptr(&(0..buf.len())).addr(), Work::Fill(into))
             }

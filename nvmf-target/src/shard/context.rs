@@ -58,6 +58,8 @@ pub(super) struct Context {
     pub(super) dirty: Vec<QueueKey>,
     /// Queues with input that was received and not yet looked at.
     pub(super) ready: VecDeque<QueueKey>,
+    /// A queue that receives step by step may get more commands at once.
+    pub(super) stepping: bool,
     /// Queues with commands that wait for a buffer, each once.
     pub(super) starving: VecDeque<QueueKey>,
     /// Whether buffers came back since the starving were last served.
@@ -110,6 +112,7 @@ impl Context {
             queue_share_bytes: config.buffer_bytes as u64 / 2,
             dirty: Vec::new(),
             ready: VecDeque::new(),
+            stepping: false,
             starving: VecDeque::new(),
             buffers_freed: false,
             comparing: VecDeque::new(),

@@ -247,6 +247,7 @@ impl Shard {
                     qid: queue.qid,
                     in_flight: queue.wire.queue().in_flight() as u32,
                     commands: queue.commands,
+                    copied_bytes: queue.wire.copied_bytes(),
                 })
                 .collect(),
             buffers_in_use: self.cx.pool.in_use() as u64,

@@ -209,4 +209,7 @@ pub struct QueueStats {
     pub in_flight: u32,
     /// Commands received since the connection was adopted.
     pub commands: u64,
+    /// Bytes of payload that were copied between being received and being where their command has them: of data in capsules at most, never
+    /// of transferred data.
+    pub copied_bytes: u64,
 }

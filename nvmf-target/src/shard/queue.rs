@@ -255,9 +255,10 @@ impl Queue {
     fn buffer_ready(&mut self, cx: &mut Context, slot: SlotId, transfer: Transfer) {
         self.slots[slot].phase = Phase::Data;
         match transfer {
-            Transfer::FromHost(len) => {
+            Transfer::FromHost(_) => {
                 if self.slots[slot].data.is_some() {
-                    self.wire.expect(len);
+                    self.slots[slot].is_owed = true;
+                    self.wire.expect();
                 }
                 self.wire.queue_mut().request_data(slot);
                 self.mark_dirty(cx);
@@ -296,8 +297,16 @@ impl Queue {
         true
     }
 
+    /// The data that the host was asked for have come, or nobody wants them any more.
+    pub(super) fn no_longer_owed(&mut self, slot: SlotId) {
+        if std::mem::take(&mut self.slots[slot].is_owed) {
+            self.wire.no_longer_expect();
+        }
+    }
+
     /// The command's buffer is no longer needed here.
     pub(super) fn release_buffer(&mut self, cx: &mut Context, slot: SlotId) {
+        self.no_longer_owed(slot);
         let slot = &mut self.slots[slot];
         let Some(buf) = slot.data.take() else { return };
         self.buffer_bytes -= u64::from(buf.len());
@@ -334,6 +343,10 @@ impl Queue {
         if self.take_buffer(cx, slot, transfer) {
             self.waiting.pop_front();
             self.buffer_ready(cx, slot, transfer);
+            if let Wire::Tcp(_) = self.wire {
+                // The data that are asked for now must find the right receive.
+                self.arm(cx);
+            }
             return true;
         }
         false

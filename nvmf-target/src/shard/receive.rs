@@ -1,10 +1,15 @@
 //! Receiving: which receive is in flight, and what becomes of the bytes.
 //!
-//! One receive is in flight at a time for each connection, of three kinds. Capsules and small payload come through the ring's receive
-//! buffers, by a multishot receive that costs nothing to renew; such payload is copied once, into the command's buffer. While large transfers are open, receives are
-//! made one by one, so that the payload of a large PDU can be received straight into the command's buffer, as much as the PDU still has.
+//! One receive is in flight at a time for each connection, of two kinds:
+//! - Capsules come through the ring's receive buffers, by a multishot receive that costs nothing to renew. Data in a capsule are copied
+//!   once, into the command's buffer.
+//! - While the host owes data that it was asked for (R2T), receives are made *step by step*. Each asks for no more than what is sure to be no
+//!   payload (the rest of a header, or a digest and the least header that can follow), and for the payload whose header has come, which
+//!   lands straight in the command's buffer. So a transferred byte is never copied, and nothing has to be guessed: where the next
+//!   payload begins is known only when its header is, and no receive goes beyond that.
+//!
 //! Changing from the first to the second cancels the multishot receive and waits for its end: what it received until then is looked at
-//! first, so that no byte is overtaken.
+//! first, so that no byte is overtaken. It is cancelled before the first R2T goes out, so it cannot have received what that asks for.
 //!
 //! A turn looks at a bounded number of commands of each connection, in two passes: at the first few when they come in, at the others after every
 //! connection had its first, and the answers of those that sent no more went out. The rest of the input waits for the next turn, and when too much of
@@ -18,7 +23,7 @@ use nvme_proto::digest::Crc;
 use nvme_proto::queue::SlotId;
 use nvme_proto::tcp::controller::Received;
 use nvme_proto::wire::Status;
-use nvmf_io::{Buf, Completion, Errno, RxChunk};
+use nvmf_io::{Buf, Completion, Errno, RxChunk, RxScatter};
 
 use super::context::Context;
 use super::lifecycle::Life;
@@ -38,10 +43,7 @@ const COMMANDS_AT_FIRST: u32 = 2;
 /// Chunks of input that may wait before receiving stops.
 const MAX_BACKLOG: usize = 4;
 
-/// Payload of at least so much is received straight into its buffer: below it, a copy costs less than another operation.
-const DIRECT_BYTES: u32 = 32 << 10;
-
-/// After so many receives without a large transfer, receives are multishot again.
+/// After so many receives without a transfer, receives are multishot again.
 const SINGLE_RECEIVES: u32 = 64;
 
 /// Bytes that were received.
@@ -66,9 +68,20 @@ impl Deref for Input {
 enum Armed {
     No,
     Multishot,
+    /// Into a receive buffer.
     Once,
-    /// Straight into a command's buffer, at this offset; the digest so far.
-    Into(Buf, u32, Option<Crc>),
+    /// Into a receive buffer, no more than what is left of payload that nobody wants.
+    Unwanted,
+    /// A step; the place of its payload, if it has any.
+    Step(Option<Place>),
+}
+
+/// Where payload is received straight into.
+struct Place {
+    buf: Buf,
+    offset: u32,
+    /// The digest so far.
+    crc: Option<Crc>,
 }
 
 /// The receiving half of a connection.
@@ -80,8 +93,14 @@ pub(super) struct Rx {
     backlog: VecDeque<(Input, usize)>,
     /// The command whose in-capsule data are next and have no buffer.
     blocked: Option<SlotId>,
-    /// Receives to be made one by one from here on.
+    /// Commands that wait for data which the host was asked for, and that have a buffer for them.
+    owed: u32,
+    /// Receives to be made one by one, once nothing is owed.
     single: u32,
+    /// For the steps, made when it is first needed; here unless it is in flight.
+    scatter: Option<Box<RxScatter>>,
+    /// Payload that was copied, in bytes.
+    copied_bytes: u64,
     /// The turn of the last first look, and the commands that it may still handle.
     first: (u64, u32),
 }
@@ -98,7 +117,10 @@ impl Rx {
             cancelling: false,
             backlog,
             blocked: None,
+            owed: 0,
             single: 0,
+            scatter: None,
+            copied_bytes: 0,
             first: (0, 0),
         }
     }
@@ -116,11 +138,20 @@ impl Rx {
         self.blocked
     }
 
-    /// A transfer of `len` bytes from the host into a buffer was asked for.
-    pub(super) fn expect(&mut self, len: u32) {
-        if len >= DIRECT_BYTES {
-            self.single = SINGLE_RECEIVES;
-        }
+    /// The host is about to be asked for data that have a buffer.
+    pub(super) fn expect(&mut self) {
+        self.owed += 1;
+        self.single = SINGLE_RECEIVES;
+    }
+
+    /// They have come, or nobody wants them any more.
+    pub(super) fn no_longer_expect(&mut self) {
+        self.owed -= 1;
+    }
+
+    /// Payload that was copied from where it was received into a command's buffer, in bytes.
+    pub(super) fn copied_bytes(&self) -> u64 {
+        self.copied_bytes
     }
 
     /// No receive is in flight.
@@ -168,21 +199,36 @@ impl Queue {
         }
     }
 
-    /// A receive straight into a command's buffer completed.
-    pub(super) fn received_into(&mut self, cx: &mut Context, result: Result<u32, Errno>) {
-        let Armed::Into(buf, offset, crc) = std::mem::replace(&mut self.tcp().rx.armed, Armed::No)
-        else {
+    /// A step completed.
+    pub(super) fn stepped(&mut self, cx: &mut Context, completion: Completion) {
+        let Armed::Step(place) = std::mem::replace(&mut self.tcp().rx.armed, Armed::No) else {
             return;
         };
-        match result {
+        let Some(scatter) = completion.scatter else {
+            return;
+        };
+        match completion.result {
             Ok(len) if len > 0 => {
                 self.progressed(cx);
-                let crc = crc.map(|crc| Crc(buf.crc32c(offset..offset + len, crc.0)));
-                drop(buf);
-                self.tcp().conn.payload_received(len, crc);
-                // Less than asked for means that the stream ended; the next receive says so.
-                self.consume(cx, &[], 0, &mut 0);
+                let payload_bytes = scatter.buffer_bytes();
+                if let Some(Place { buf, offset, crc }) = place {
+                    let landed = offset..offset + payload_bytes;
+                    let crc = crc.map(|crc| Crc(buf.crc32c(landed, crc.0)));
+                    self.tcp().conn.payload_received(payload_bytes, crc);
+                }
+                let rest = scatter.room();
+                if let Some(at) = self.consume(cx, rest, 0, &mut { u32::MAX })
+                    && at < rest.len()
+                {
+                    // A step ends with the header of what has to wait, so this does not happen.
+                    let rest = Input::Early(rest[at..].to_vec());
+                    self.tcp().rx.backlog.push_front((rest, 0));
+                }
+                self.tcp().rx.scatter = Some(scatter);
                 self.arm(cx);
+                // Behind a header without payload there may be more commands, which shall not take a turn each.
+                cx.stepping |=
+                    payload_bytes == 0 && matches!(self.tcp().rx.armed, Armed::Step(_));
             }
             Ok(_) | Err(Errno::CONNRESET) => self.close(cx, CloseReason::HostClosed),
             Err(Errno::CANCELED) => self.arm(cx),
@@ -264,10 +310,15 @@ impl Queue {
                 } => {
                     // Without a buffer the data go nowhere, as those of writes to the null namespace do.
                     if let Some(data) = &self.slots[slot].data {
-                        data.copy_in(offset, &input[range]);
+                        let payload = &input[range];
+                        data.copy_in(offset, payload);
+                        self.tcp().rx.copied_bytes += payload.len() as u64;
                     }
                 }
-                Received::DataReady { slot } => self.start(cx, slot),
+                Received::DataReady { slot } => {
+                    self.no_longer_owed(slot);
+                    self.start(cx, slot);
+                }
                 Received::DataDigestError { slot } => {
                     self.finish(cx, slot, Status::TRANSIENT_TRANSPORT_ERROR);
                 }
@@ -300,13 +351,13 @@ impl Queue {
         let key = self.key;
         let rx = &mut self.tcp().rx;
         match rx.armed {
-            Armed::Multishot => {
-                if (stopped || rx.single > 0) && !rx.cancelling {
+            Armed::Multishot | Armed::Once => {
+                if (stopped || rx.owed > 0) && !rx.cancelling {
                     rx.cancelling = true;
                     cx.ring.cancel(Purpose::Receive(key).token());
                 }
             }
-            Armed::Once | Armed::Into(..) => {}
+            Armed::Unwanted | Armed::Step(_) => {}
             Armed::No if stopped || !rx.backlog.is_empty() => {}
             Armed::No => self.receive_next(cx),
         }
@@ -316,15 +367,8 @@ impl Queue {
         let Wire::Tcp(tcp) = &mut self.wire else {
             return;
         };
-        if let Some(pending) = tcp.conn.pending_payload()
-            && pending.len >= DIRECT_BYTES
-            && let Some(data) = &self.slots[pending.slot].data
-        {
-            let range = pending.offset..pending.offset + pending.len;
-            let token = Purpose::ReceiveInto(self.key).token();
-            cx.ring.recv_into(tcp.socket, data, range, token);
-            tcp.rx.armed = Armed::Into(data.clone(), pending.offset, pending.crc);
-            return;
+        if tcp.rx.owed > 0 && self.life == Life::Live {
+            return self.step(cx);
         }
         let token = Purpose::Receive(self.key).token();
         if tcp.rx.single > 0 {
@@ -335,5 +379,36 @@ impl Queue {
             cx.ring.recv_multishot(tcp.socket, token);
             tcp.rx.armed = Armed::Multishot;
         }
+    }
+
+    /// Receives what comes next, as far as it is known what that is.
+    fn step(&mut self, cx: &mut Context) {
+        let Wire::Tcp(tcp) = &mut self.wire else {
+            return;
+        };
+        let ahead = tcp.conn.ahead();
+        let pending = tcp.conn.pending_payload().and_then(|pending| {
+            let data = self.slots[pending.slot].data.as_ref()?;
+            Some((pending, data))
+        });
+        if ahead.payload_bytes > 0 && pending.is_none() {
+            // Nobody wants this payload, so it is thrown away; what follows it is none of it.
+            let token = Purpose::Receive(self.key).token();
+            cx.ring
+                .recv_at_most(tcp.socket, ahead.payload_bytes, token);
+            tcp.rx.armed = Armed::Unwanted;
+            return;
+        }
+        let into =
+            pending.map(|(pending, data)| (data, pending.offset..pending.offset + pending.len));
+        let scatter = tcp.rx.scatter.take().unwrap_or_else(RxScatter::new);
+        let token = Purpose::Step(self.key).token();
+        cx.ring
+            .recv_scatter(tcp.socket, scatter, into, ahead.rest_bytes, token);
+        tcp.rx.armed = Armed::Step(pending.map(|(pending, data)| Place {
+            buf: data.clone(),
+            offset: pending.offset,
+            crc: pending.crc,
+        }));
     }
 }

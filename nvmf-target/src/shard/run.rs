@@ -19,6 +19,9 @@ use crate::model::ControllerKey;
 /// A tick of the traffic flag is 2^27 ns, about an eighth of a second: keep-alive timers count seconds.
 const TICK_SHIFT: u32 = 27;
 
+/// Times that a turn goes to the kernel for commands of connections that receive step by step.
+const STEPS_PER_TURN: u32 = 32;
+
 /// An entry of the table of queues.
 #[derive(Default)]
 struct Entry {
@@ -116,6 +119,7 @@ impl Shard {
                 queue.look(cx);
             });
         }
+        self.go_on_stepping();
         if self.cx.buffers_freed && !self.cx.starving.is_empty() {
             self.serve_starving();
         }
@@ -172,7 +176,7 @@ impl Shard {
             return;
         }
         let (Purpose::Receive(key)
-        | Purpose::ReceiveInto(key)
+        | Purpose::Step(key)
         | Purpose::Send(key)
         | Purpose::Completions(key)
         | Purpose::Storage(key, _)) = purpose
@@ -184,7 +188,7 @@ impl Shard {
         };
         match purpose {
             Purpose::Receive(_) => queue.received(cx, completion),
-            Purpose::ReceiveInto(_) => queue.received_into(cx, completion.result),
+            Purpose::Step(_) => queue.stepped(cx, completion),
             Purpose::Send(_) => {
                 if let Some(batch) = completion.batch.take() {
                     queue.sent(cx, batch, completion.result);
@@ -198,6 +202,22 @@ impl Shard {
                 }
             }
             Purpose::Wake | Purpose::Device(_) => {}
+        }
+    }
+
+    /// Goes on with connections that receive step by step and are at commands, so that these share a turn, and its sends, as the commands of
+    /// other connections do.
+    fn go_on_stepping(&mut self) {
+        for _ in 0..STEPS_PER_TURN {
+            if !std::mem::take(&mut self.cx.stepping) {
+                return;
+            }
+            self.enters += 1;
+            // What is wrong with the ring shows again at the end of the turn.
+            let _ = self.cx.ring.wait(Wait::Poll);
+            while let Some(completion) = self.cx.ring.next() {
+                self.completed(completion);
+            }
         }
     }
 

@@ -40,6 +40,8 @@ pub(super) struct Slot {
     pub(super) data: Option<Buf>,
     /// The buffer is the queue's reserve and goes back there.
     pub(super) is_reserve: bool,
+    /// The host was asked for its data, which go into the buffer and have not all come.
+    pub(super) is_owed: bool,
 }
 
 /// What is known of a checked command.
@@ -69,6 +71,7 @@ impl Slots {
             command: None,
             data: None,
             is_reserve: false,
+            is_owed: false,
         };
         Self((0..count).map(|_| free()).collect())
     }

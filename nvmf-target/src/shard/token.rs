@@ -21,8 +21,8 @@ pub(super) enum Purpose {
     Wake,
     /// A receive into receive buffers.
     Receive(QueueKey),
-    /// A receive of payload straight into a command's buffer.
-    ReceiveInto(QueueKey),
+    /// A receive of what is known to come next, payload straight into its command's buffer.
+    Step(QueueKey),
     /// A send.
     Send(QueueKey),
     /// An operation of a command on its backing.
@@ -34,7 +34,7 @@ pub(super) enum Purpose {
 }
 
 const RECEIVE: u64 = 1;
-const RECEIVE_INTO: u64 = 2;
+const STEP: u64 = 2;
 const SEND: u64 = 3;
 const STORAGE: u64 = 4;
 const DEVICE: u64 = 5;
@@ -46,7 +46,7 @@ impl Purpose {
         let (kind, key, slot) = match self {
             Self::Wake => return Token(0),
             Self::Receive(key) => (RECEIVE, key, 0),
-            Self::ReceiveInto(key) => (RECEIVE_INTO, key, 0),
+            Self::Step(key) => (STEP, key, 0),
             Self::Send(key) => (SEND, key, 0),
             Self::Completions(key) => (COMPLETIONS, key, 0),
             Self::Storage(key, slot) => (STORAGE, key, slot.0),
@@ -64,7 +64,7 @@ impl Purpose {
         };
         match token.0 >> 48 {
             RECEIVE => Self::Receive(key),
-            RECEIVE_INTO => Self::ReceiveInto(key),
+            STEP => Self::Step(key),
             SEND => Self::Send(key),
             STORAGE => Self::Storage(key, SlotId(token.0 as u16)),
             COMPLETIONS => Self::Completions(key),
@@ -85,7 +85,7 @@ mod tests {
             for purpose in [
                 Purpose::Wake,
                 Purpose::Receive(key),
-                Purpose::ReceiveInto(key),
+                Purpose::Step(key),
                 Purpose::Send(key),
                 Purpose::Completions(key),
                 Purpose::Storage(key, SlotId(slot)),

@@ -112,10 +112,25 @@ impl Wire {
         }
     }
 
-    /// A transfer of `len` bytes from the host into a buffer was asked for.
-    pub(super) fn expect(&mut self, len: u32) {
+    /// The host is about to be asked for data that have a buffer.
+    pub(super) fn expect(&mut self) {
         if let Wire::Tcp(tcp) = self {
-            tcp.rx.expect(len);
+            tcp.rx.expect();
+        }
+    }
+
+    /// They have come, or nobody wants them any more.
+    pub(super) fn no_longer_expect(&mut self) {
+        if let Wire::Tcp(tcp) = self {
+            tcp.rx.no_longer_expect();
+        }
+    }
+
+    /// Payload that was copied while it was received, in bytes.
+    pub(super) fn copied_bytes(&self) -> u64 {
+        match self {
+            Wire::Tcp(tcp) => tcp.rx.copied_bytes(),
+            Wire::Rdma(_) => 0,
         }
     }
 }

@@ -80,10 +80,19 @@ impl TestHost {
 
     /// Bytes of all PDUs that there are to send.
     pub fn outgoing(&mut self) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let pdus = self.outgoing_pdus();
+        pdus.into_iter().flat_map(|(_, pdu)| pdu).collect()
+    }
+
+    /// All PDUs that there are to send, each with the command that it belongs to; that of a termination request is any.
+    pub fn outgoing_pdus(&mut self) -> Vec<(Cid, Vec<u8>)> {
+        let mut pdus = Vec::new();
         let mut header = [0; TX_HEADER_BYTES];
         while let Some(pdu) = self.conn.poll_transmit(&mut header) {
-            bytes.extend_from_slice(&header[..pdu.header_bytes.into()]);
+            let mut bytes = header[..pdu.header_bytes.into()].to_vec();
+            // Behind the common header: at once in H2CData, after opcode and flags in a command.
+            let at = if bytes[0] == 0x04 { 10 } else { 8 };
+            let cid = Cid(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
             if let Some(payload) = pdu.payload {
                 let start = payload.offset as usize;
                 let data = &self.buffers[&payload.slot][start..start + payload.len as usize];
@@ -92,8 +101,17 @@ impl TestHost {
                     bytes.extend_from_slice(&Crc::of(data).to_wire());
                 }
             }
+            pdus.push((cid, bytes));
         }
-        bytes
+        pdus
+    }
+
+    /// Whether there is something to receive.
+    pub fn is_readable(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        peeked.is_ok()
     }
 
     /// Sends what there is to send.
