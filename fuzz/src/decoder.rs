@@ -20,6 +20,8 @@ struct Reader {
     /// Payload that the last header announced and that has not come yet.
     due: u32,
     over: bool,
+    /// Payload has to come past the decoder, that of termination requests excepted.
+    only_direct: bool,
 }
 
 impl Reader {
@@ -34,6 +36,7 @@ impl Reader {
             seen: Vec::new(),
             due: 0,
             over: false,
+            only_direct: false,
         }
     }
 
@@ -51,6 +54,14 @@ impl Reader {
                 .seen
                 .push(Seen::Payload(data.len() as u64, Crc::of(data))),
         }
+    }
+
+    fn is_term_req(&self) -> bool {
+        let last = self.seen.iter().rev().find_map(|seen| match seen {
+            Seen::Header(pdu_type, ..) => Some(*pdu_type),
+            _ => None,
+        });
+        matches!(last, Some(0x02 | 0x03))
     }
 
     fn feed(&mut self, mut input: &[u8], direct: bool) {
@@ -90,6 +101,10 @@ impl Reader {
                 }
                 Ok((taken, Event::Payload(range))) => {
                     assert!(!range.is_empty() && range.end == taken);
+                    assert!(
+                        !self.only_direct || self.is_term_req(),
+                        "payload where none was to be"
+                    );
                     let data = &input[range];
                     self.payload(data);
                     (taken, None)
@@ -130,4 +145,21 @@ pub fn run(data: &[u8]) {
         turn += 1;
     }
     assert_eq!(whole.seen, pieces.seen);
+
+    // Step by step, as far as the decoder says what comes next, and in parts of steps: all payload is received past it.
+    let mut steps = Reader::new(&params, host);
+    steps.only_direct = true;
+    let (mut rest, mut turn) = (stream, 0);
+    while !rest.is_empty() && !steps.over {
+        let ahead = steps.decoder.ahead();
+        let step = (ahead.payload_bytes as usize).saturating_add(ahead.rest_bytes as usize);
+        assert!((1..=255).contains(&ahead.rest_bytes));
+        let cut = usize::from(plan[turn % plan.len()] >> 1).max(1);
+        let (piece, after) = rest.split_at(rest.len().min(step).min(cut));
+        assert_eq!(steps.decoder.pending().is_some(), ahead.payload_bytes > 0);
+        steps.feed(piece, true);
+        rest = after;
+        turn += 1;
+    }
+    assert_eq!(whole.seen, steps.seen);
 }

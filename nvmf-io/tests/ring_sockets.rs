@@ -5,7 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 
 use nvmf_io::{
-    BufPool, Completion, Errno, PoolConfig, Ring, RingConfig, SockId, Token, TxBatch, Wait,
+    BufPool, Completion, Errno, PoolConfig, Ring, RingConfig, RxScatter, SockId, Token, TxBatch,
+    Wait,
 };
 
 const RECV: Token = Token(1);
@@ -207,6 +208,133 @@ fn exact_receive_into_a_buffer() {
         assert_eq!(next(&mut ring).result, Ok(10), "the stream ended early");
         ring.recv_into(socket, &buf, 0..20, RECV);
         assert_eq!(next(&mut ring).result, Ok(0));
+    });
+}
+
+#[test]
+fn one_receive_into_a_buffer_and_a_room() {
+    both(|config| {
+        let (mut ring, mut peer, socket) = connected(config);
+        let pool = BufPool::new(&PoolConfig::default());
+        let mut buf = pool.alloc(8192).unwrap();
+        buf.fill(0..8192, 0xee);
+        let mut scatter = RxScatter::new();
+        let sent: Vec<u8> = (0..5000u32).map(|n| (n % 251) as u8).collect();
+
+        // What there is, and no more than was asked for.
+        peer.write_all(&sent).unwrap();
+        ring.recv_scatter(socket, scatter, Some((&buf, 100..4100)), 24, RECV);
+        ring.wait(Wait::Poll).unwrap();
+        let done = next(&mut ring);
+        assert_eq!(
+            (done.token, done.result, done.more),
+            (RECV, Ok(4024), false)
+        );
+        scatter = done.scatter.unwrap();
+        assert_eq!(scatter.buffer_bytes(), 4000);
+        assert_eq!(scatter.room(), &sent[4000..4024]);
+        let bytes = buf.get_mut().expect("the operation let go");
+        assert!(bytes[..100].iter().all(|byte| *byte == 0xee));
+        assert!(bytes[100..4100] == sent[..4000]);
+        assert!(bytes[4100..].iter().all(|byte| *byte == 0xee));
+
+        // The room alone; more is asked for than it has.
+        ring.recv_scatter(socket, scatter, None, u32::MAX, RECV);
+        scatter = next(&mut ring).scatter.unwrap();
+        assert_eq!(scatter.buffer_bytes(), 0);
+        assert_eq!(scatter.room(), &sent[4024..4024 + 128]);
+
+        // Less than the buffer takes: the room stays empty, whatever it held.
+        let left = 5000 - 4024 - 128;
+        ring.recv_scatter(socket, scatter, Some((&buf, 0..8192)), 24, RECV);
+        let done = next(&mut ring);
+        assert_eq!(done.result, Ok(left));
+        scatter = done.scatter.unwrap();
+        assert_eq!((scatter.buffer_bytes(), scatter.room()), (left, &[][..]));
+
+        // Nothing: it waits, and the kernel may write until it is cancelled.
+        ring.recv_scatter(socket, scatter, Some((&buf, 0..10)), 24, RECV);
+        ring.wait(Wait::Poll).unwrap();
+        assert!(ring.next().is_none());
+        assert!(buf.get_mut().is_none() && buf.bytes().is_none());
+        ring.cancel(RECV);
+        let done = next(&mut ring);
+        assert_eq!(done.result, Err(Errno::CANCELED));
+        scatter = done.scatter.unwrap();
+        assert_eq!((scatter.buffer_bytes(), scatter.room()), (0, &[][..]));
+        assert!(buf.get_mut().is_some());
+
+        // It comes back from receives that cannot be, too, and from those that wait when the ring goes.
+        let read = buf.bytes().unwrap();
+        ring.recv_scatter(socket, scatter, Some((&buf, 0..10)), 24, RECV);
+        let done = next(&mut ring);
+        assert_eq!(done.result, Err(Errno::BUSY));
+        scatter = done.scatter.unwrap();
+        drop(read);
+        let (_other, ours) = pair();
+        let gone = ring.add_socket(ours);
+        ring.remove_socket(gone);
+        ring.recv_scatter(gone, scatter, Some((&buf, 0..10)), 24, RECV);
+        let done = next(&mut ring);
+        assert_eq!(done.result, Err(Errno::BADF));
+        scatter = done.scatter.unwrap();
+        ring.recv_scatter(socket, scatter, Some((&buf, 0..10)), 24, RECV);
+        ring.wait(Wait::Poll).unwrap();
+        drop(ring);
+        assert!(buf.is_unique());
+    });
+}
+
+#[test]
+fn a_receive_of_at_most_so_much() {
+    both(|config| {
+        let (mut ring, mut peer, socket) = connected(config);
+        peer.write_all(b"this and no more").unwrap();
+        ring.recv_at_most(socket, 4, RECV);
+        let done = next(&mut ring);
+        assert_eq!((&done.rx.unwrap()[..], done.more), (&b"this"[..], false));
+        ring.recv_at_most(socket, 1 << 30, RECV);
+        assert_eq!(&next(&mut ring).rx.unwrap()[..], b" and no more");
+    });
+}
+
+/// Whatever step a receive is at when it is cancelled, it ends, with what it came to.
+#[test]
+fn a_cancelled_receive_ends_in_the_middle_of_a_stream() {
+    both(|config| {
+        for turns in 0..6 {
+            let (mut ring, mut peer, socket) = connected(config);
+            peer.write_all(&[1; 256 << 10]).unwrap();
+            ring.recv_multishot(socket, RECV);
+            let mut got = 0;
+            for _ in 0..turns {
+                ring.wait(Wait::Poll).unwrap();
+                while let Some(done) = ring.next() {
+                    got += done.rx.unwrap().len();
+                }
+            }
+            ring.cancel(RECV);
+            loop {
+                let done = next(&mut ring);
+                got += done.rx.map_or(0, |chunk| chunk.len());
+                if !done.more {
+                    assert!(matches!(done.result, Ok(1..) | Err(Errno::CANCELED)));
+                    break;
+                }
+            }
+            assert_eq!(ring.in_flight(), 0, "after {turns} turns");
+            // Nothing was lost.
+            peer.shutdown(std::net::Shutdown::Write).unwrap();
+            ring.recv_multishot(socket, RECV);
+            loop {
+                let done = next(&mut ring);
+                got += done.rx.map_or(0, |chunk| chunk.len());
+                if !done.more && done.result == Ok(0) {
+                    break;
+                }
+            }
+            assert_eq!(got, 256 << 10);
+        }
     });
 }
 

@@ -185,8 +185,8 @@ fn data_in_any_order_between_other_commands_land_where_they_belong() {
                 let mut open = Vec::new();
                 for place in 0..12 {
                     // In a capsule, by one R2T or by several; some where nobody keeps what is written.
-                    let len = [4096, 16 << 10, 20 << 10, 128 << 10, 300 << 10, 512 << 10]
-                        [rng.below(6)];
+                    let len =
+                        [4096, 16 << 10, 20 << 10, 128 << 10, 300 << 10, 512 << 10][rng.below(6)];
                     let (at, data) = (place << 19, pattern(len, rng.next()));
                     host.nsid = if rng.below(4) == 0 { NULL } else { Nsid(1) };
                     if host.nsid != NULL {

@@ -76,11 +76,22 @@ fn pieces<'a>(mut stream: &'a [u8], plan: &'a Plan) -> impl Iterator<Item = (&'a
     })
 }
 
+/// No plan: step by step, as far as the target knows what comes.
+const STEPS: &Plan = &[];
+
 /// Feeds `stream` to a fresh target that answers after each event.
 fn target_sees(params: TcpParams, limits: QueueLimits, stream: &[u8], plan: &Plan) -> Vec<Seen> {
     let mut target = Target::new(params, limits, 256);
     let mut log = Log::default();
-    for (mut input, direct) in pieces(stream, plan) {
+    let mut plan = plan.iter().cycle();
+    let mut rest = stream;
+    while !rest.is_empty() {
+        let cut = plan.next();
+        let ahead = target.conn.ahead();
+        let step = (ahead.payload_bytes + ahead.rest_bytes) as usize;
+        let (length, direct) = cut.copied().unwrap_or((step, true));
+        let (mut input, after) = rest.split_at(length.min(rest.len()));
+        rest = after;
         if direct && let Some(pending) = target.conn.pending_payload() {
             let (now, rest) = input.split_at(input.len().min(pending.len as usize));
             target
@@ -102,6 +113,9 @@ fn target_sees(params: TcpParams, limits: QueueLimits, stream: &[u8], plan: &Pla
             };
             match &received {
                 Received::NeedMore => break,
+                Received::Payload { .. } if cut.is_none() => {
+                    panic!("a step brought payload that was not announced: {received:?}")
+                }
                 Received::Payload {
                     slot,
                     offset,
@@ -301,6 +315,7 @@ proptest! {
         }
         prop_assert_eq!(&target_sees(params, limits, &stream, &plan), &whole);
         prop_assert_eq!(&target_sees(params, limits, &stream, &[(1, false)]), &whole);
+        prop_assert_eq!(&target_sees(params, limits, &stream, STEPS), &whole);
     }
 
     #[test]
@@ -324,6 +339,7 @@ proptest! {
         stream[at] ^= xor;
         let whole = target_sees(params, LIMITS, &stream, &[(usize::MAX, false)]);
         prop_assert_eq!(&target_sees(params, LIMITS, &stream, &plan), &whole);
+        prop_assert_eq!(&target_sees(params, LIMITS, &stream, STEPS), &whole);
         if params.header_digest {
             let found = whole.iter().any(|seen| matches!(seen, Seen::Violation(_)));
             prop_assert!(found, "a header digest lets no damage through");

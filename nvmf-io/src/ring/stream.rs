@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use super::files::{Id, SockId};
 use super::ops::{InFlight, Receive, Step, Work};
 use super::rx::GROUP;
-use super::submit::entry;
 use super::scatter::RxScatter;
+use super::submit::entry;
 use super::{Ring, Token};
 use crate::buf::{Buf, KernelWrite};
 use crate::tx::TxBatch;
@@ -91,16 +91,14 @@ impl Ring {
             Step::Provided if multishot => {
                 entry!(target, |fd| opcode::RecvMulti::new(fd, GROUP).build())
             }
-            Step::Provided => {
-                entry!(target, |fd| opcode::Recv::new(
-                    fd,
-                    std::ptr::null_mut(),
-                    limit
-                )
-                .buf_group(GROUP)
-                .build())
-                .flags(squeue::Flags::BUFFER_SELECT)
-            }
+            Step::Provided => entry!(target, |fd| opcode::Recv::new(
+                fd,
+                std::ptr::null_mut(),
+                limit
+            )
+            .buf_group(GROUP)
+            .build())
+            .flags(squeue::Flags::BUFFER_SELECT),
             Step::Into(id) => {
                 let (ptr, len) = self.rx.target(id);
                 let len = if limit > 0 { len.min(limit) } else { len };

@@ -227,8 +227,7 @@ impl Queue {
                 self.tcp().rx.scatter = Some(scatter);
                 self.arm(cx);
                 // Behind a header without payload there may be more commands, which shall not take a turn each.
-                cx.stepping |=
-                    payload_bytes == 0 && matches!(self.tcp().rx.armed, Armed::Step(_));
+                cx.stepping |= payload_bytes == 0 && matches!(self.tcp().rx.armed, Armed::Step(_));
             }
             Ok(_) | Err(Errno::CONNRESET) => self.close(cx, CloseReason::HostClosed),
             Err(Errno::CANCELED) => self.arm(cx),
@@ -394,8 +393,7 @@ impl Queue {
         if ahead.payload_bytes > 0 && pending.is_none() {
             // Nobody wants this payload, so it is thrown away; what follows it is none of it.
             let token = Purpose::Receive(self.key).token();
-            cx.ring
-                .recv_at_most(tcp.socket, ahead.payload_bytes, token);
+            cx.ring.recv_at_most(tcp.socket, ahead.payload_bytes, token);
             tcp.rx.armed = Armed::Unwanted;
             return;
         }
