@@ -126,7 +126,7 @@ impl SharedMemory {
         self.granules(offset, range.end - range.start, |to, len| {
             // SAFETY: as in `read`, with the roles changed; the stripe is held, so nobody else uses these bytes.
             unsafe {
-                std::ptr::copy_nonoverlapping(from, to, len);
+                copy_past_the_cache(from, to, len);
                 from = from.add(len);
             }
         });
@@ -236,6 +236,48 @@ impl SharedMemory {
             at += piece;
         }
     }
+}
+
+/// Copies to memory that nobody is likely to need soon: a namespace is larger than a cache. Stores that go past the cache need not read what they
+/// overwrite, and leave in the cache what a shard works with.
+///
+/// # Safety
+/// As `std::ptr::copy_nonoverlapping`.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+unsafe fn copy_past_the_cache(from: *const u8, to: *mut u8, len: usize) {
+    use std::arch::x86_64::{_mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+    const LINE: usize = 64;
+    const PIECE: usize = LINE / 4;
+    if !to.addr().is_multiple_of(LINE) || !len.is_multiple_of(LINE) {
+        // SAFETY: passed on.
+        return unsafe { std::ptr::copy_nonoverlapping(from, to, len) };
+    }
+    for at in (0..len).step_by(LINE) {
+        // SAFETY: a line at `at` lies within `len`, which is a multiple of lines, on both sides; SSE2 is part of x86-64. Stores are to
+        // aligned addresses, loads need no alignment.
+        unsafe {
+            let (from, to) = (from.add(at), to.add(at));
+            let a = _mm_loadu_si128(from.cast());
+            let b = _mm_loadu_si128(from.add(PIECE).cast());
+            let c = _mm_loadu_si128(from.add(2 * PIECE).cast());
+            let d = _mm_loadu_si128(from.add(3 * PIECE).cast());
+            _mm_stream_si128(to.cast(), a);
+            _mm_stream_si128(to.add(PIECE).cast(), b);
+            _mm_stream_si128(to.add(2 * PIECE).cast(), c);
+            _mm_stream_si128(to.add(3 * PIECE).cast(), d);
+        }
+    }
+    // Such stores are ordered with no other until a fence: it comes before whatever tells others that the copy is done.
+    // SAFETY: SSE2 is part of x86-64.
+    unsafe { _mm_sfence() };
+}
+
+/// # Safety
+/// As `std::ptr::copy_nonoverlapping`.
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
+unsafe fn copy_past_the_cache(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: passed on.
+    unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
 }
 
 impl fmt::Debug for SharedMemory {
