@@ -48,11 +48,7 @@ impl RxScatter {
     /// Length of the room.
     pub const ROOM_BYTES: u32 = ROOM_BYTES as u32;
 
-    /// A scatter that received nothing.
-    #[expect(
-        clippy::new_ret_no_self,
-        reason = "it is pointed at, so it lives in a box"
-    )]
+    /// A scatter that received nothing. It is pointed at, so it lives in a box.
     pub fn new() -> Box<Self> {
         const NOWHERE: libc::iovec = libc::iovec {
             iov_base: std::ptr::null_mut(),
