@@ -312,6 +312,28 @@ fn a_host_that_stalls_while_others_wait_for_its_buffers_is_given_up() {
 }
 
 #[test]
+fn a_host_that_stalls_with_all_its_buffers_in_a_send_is_given_up() {
+    let config = ShardConfig {
+        patience: Patience {
+            stall: Duration::from_millis(100),
+            ..Patience::default()
+        },
+        ..small_pool()
+    };
+    let mut rig = Rig::with_config(config, &[memory()]);
+    // It takes nothing of what it reads, one after another: no command has a buffer when the socket is full.
+    let mut deaf = rig.connect();
+    for _ in 0..40 {
+        deaf.start_read(0, 1 << 20);
+        deaf.flush();
+    }
+    let mut witness = rig.connect_with(&qid(2));
+    assert_eq!(witness.write(0, vec![1; 1 << 20]), Status::SUCCESS);
+    let (_, closed, reason) = rig.closed();
+    assert_eq!((closed, reason), (Qid(1), CloseReason::Stalled));
+}
+
+#[test]
 fn more_commands_than_buffers_all_complete() {
     for spec in [memory(), BackingSpec::Null { size_bytes: SIZE }] {
         let mut rig = Rig::with_config(small_pool(), &[spec]);

@@ -227,7 +227,7 @@ impl Queue {
         let waits_for_host =
             !self.wire.is_sent() || self.slots.busy().any(|(_, slot)| slot.phase == Phase::Data);
         let idle = cx.now.saturating_duration_since(self.ending.progress);
-        if self.buffer_bytes > 0
+        if (self.buffer_bytes > 0 || self.wire.holds_buffers())
             && waits_for_host
             && idle >= cx.patience.stall
             && self.life == Life::Live

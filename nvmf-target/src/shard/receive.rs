@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::ops::Deref;
 
 use nvme_proto::digest::Crc;
-use nvme_proto::queue::{SlotId, Transfer};
+use nvme_proto::queue::SlotId;
 use nvme_proto::tcp::controller::Received;
 use nvme_proto::wire::Status;
 use nvmf_io::{Buf, Completion, Errno, RxChunk, RxScatter};
@@ -39,10 +39,6 @@ const COMMANDS_PER_TURN: u32 = 128;
 /// Commands of one connection that a turn handles before those of the others: what a connection with little to do sends at once. Each that a deep
 /// queue has in the first pass is one that the shallow ones may wait for.
 const COMMANDS_AT_FIRST: u32 = 2;
-
-/// A command counts as one for so much of what it reads. What a turn reads from memory is then sent while it still is in the second-level
-/// cache, and the host is not left waiting while a whole queue of large reads is copied.
-const READ_BYTES_PER_COMMAND: u32 = 8 << 10;
 
 /// Chunks of input that may wait before receiving stops.
 const MAX_BACKLOG: usize = 4;
@@ -297,15 +293,11 @@ impl Queue {
             match received {
                 Received::NeedMore => break,
                 Received::Command { slot } => {
-                    let cost = match self.tcp().conn.transfer(slot) {
-                        Transfer::ToHost(len) => (len / READ_BYTES_PER_COMMAND).max(1),
-                        _ => 1,
-                    };
                     self.command(cx, slot);
                     if !matches!(self.life, Life::Live) {
                         break;
                     }
-                    *budget = budget.saturating_sub(cost);
+                    *budget = budget.saturating_sub(1);
                     if self.tcp().rx.blocked.is_some() || (*budget == 0 && at < bytes.len()) {
                         return Some(at);
                     }

@@ -25,12 +25,22 @@ const PDU_SEGMENTS: usize = 4;
 pub(super) struct Tx {
     /// Here unless it is in flight.
     batch: Option<Box<TxBatch>>,
+    /// The batch in flight has data buffers.
+    holds_buffers: bool,
 }
 
 impl Tx {
     pub(super) fn new() -> Self {
         let batch = TxBatch::new(TxBatch::DEFAULT_HEADER_BYTES, TxBatch::DEFAULT_SEGMENTS);
-        Self { batch: Some(batch) }
+        Self {
+            batch: Some(batch),
+            holds_buffers: false,
+        }
+    }
+
+    /// What is in flight holds data buffers, which the host has to take before others get them.
+    pub(super) fn holds_buffers(&self) -> bool {
+        self.holds_buffers
     }
 
     /// Nothing is in flight.
@@ -94,10 +104,12 @@ impl Queue {
         } = payload;
         let state = &mut self.slots[slot];
         let mut crc = Crc::EMPTY;
+        let mut holds = false;
         match &state.data {
             Some(data) => {
                 let range = offset..offset + len;
                 batch.push_payload(data, range.clone())?;
+                holds = true;
                 if digest {
                     crc = Crc(data.crc32c(range, crc.0));
                 }
@@ -122,6 +134,7 @@ impl Queue {
         // All data of a command go in one PDU; from here on the batch keeps them.
         state.phase = Phase::Free;
         self.release_buffer(cx, slot);
+        self.tcp().tx.holds_buffers |= holds;
         Ok(())
     }
 
@@ -136,6 +149,7 @@ impl Queue {
         batch.clear();
         cx.buffers_freed = true;
         self.tcp().tx.batch = Some(batch);
+        self.tcp().tx.holds_buffers = false;
         self.progressed(cx);
         match result {
             Ok(sent) if sent as usize == all => {

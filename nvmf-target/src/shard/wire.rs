@@ -68,6 +68,14 @@ impl Wire {
         }
     }
 
+    /// What is being sent holds data buffers that no command has any more.
+    pub(super) fn holds_buffers(&self) -> bool {
+        match self {
+            Wire::Tcp(tcp) => tcp.tx.holds_buffers(),
+            Wire::Rdma(_) => false,
+        }
+    }
+
     /// Nothing is in flight, in either direction.
     pub(super) fn is_quiet(&self) -> bool {
         match self {

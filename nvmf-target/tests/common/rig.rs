@@ -281,7 +281,10 @@ impl Rig {
             .unwrap();
         let event =
             runtime.block_on(async { tokio::time::timeout(PATIENCE, self.events.recv()).await });
-        match event.expect("a queue closes in time") {
+        let Ok(event) = event else {
+            panic!("no queue closes in time: {:?}", self.stats());
+        };
+        match event {
             Some(ShardEvent::QueueClosed {
                 controller,
                 qid,
