@@ -677,7 +677,12 @@ impl Task {
             return match adopted {
                 Ok(info) => Ok(Some(info)),
                 Err(error) => {
-                    tracing::warn!(subnqn = self.spec.target.subnqn, attempt = loss.attempts(), %error, "no reconnect");
+                    let (subnqn, attempt) = (&self.spec.target.subnqn, loss.attempts());
+                    if loss.is_news(&error.to_string()) {
+                        tracing::warn!(subnqn, attempt, %error, "no reconnect yet; said again when the reason changes");
+                    } else {
+                        tracing::debug!(subnqn, attempt, %error, "no reconnect yet");
+                    }
                     self.drop_association().await;
                     loss.attempt_failed(self.now_ms(), error.status());
                     Ok(None)

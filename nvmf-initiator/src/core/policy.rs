@@ -76,6 +76,7 @@ impl LossPolicy {
             policy: self,
             attempts: 0,
             refused: None,
+            told: None,
         }
     }
 }
@@ -88,6 +89,8 @@ pub struct Loss {
     next_attempt_ms: u64,
     fail_io_ms: Option<u64>,
     refused: Option<Status>,
+    /// Why the last attempt failed.
+    told: Option<String>,
 }
 
 impl Loss {
@@ -133,6 +136,16 @@ impl Loss {
     pub fn attempt_failed(&mut self, now_ms: u64, status: Option<Status>) {
         self.refused = status.filter(|status| status.is_dnr());
         self.next_attempt_ms = now_ms + self.policy.reconnect_delay_ms;
+    }
+
+    /// Whether an attempt failed for this reason for the first time, or again after another one: one line of the log is enough for a
+    /// target that stays away.
+    pub fn is_news(&mut self, why: &str) -> bool {
+        let is_news = self.told.as_deref() != Some(why);
+        if is_news {
+            self.told = Some(why.to_owned());
+        }
+        is_news
     }
 
     /// Attempts made so far.
@@ -194,6 +207,25 @@ mod tests {
         assert_eq!(loss.poll(4_000), LossAction::WaitUntil(10_000));
         assert_eq!(loss.poll(10_000), LossAction::Reconnect);
         assert_eq!(policy(10, 600, 0).lost(0).poll(0), LossAction::FailIo);
+    }
+
+    #[test]
+    fn the_same_failure_is_news_once() {
+        let mut loss = policy(10, 600, -1).lost(0);
+        let told = [
+            "refused",
+            "refused",
+            "refused",
+            "unreachable",
+            "refused",
+            "refused",
+        ];
+        assert_eq!(
+            told.map(|why| loss.is_news(why)),
+            [true, false, false, true, true, false]
+        );
+        // Another loss is told again.
+        assert!(policy(10, 600, -1).lost(0).is_news("refused"));
     }
 
     #[test]

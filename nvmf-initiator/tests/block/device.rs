@@ -253,8 +253,9 @@ pub fn resumed(form: BlockForm) {
     if let Err(reason) = form.survives_crash() {
         return eprintln!("skipped: {reason}");
     }
-    const KILLS: u32 = 4;
-    const REQUESTS_BETWEEN_KILLS: u64 = 3000;
+    // Often, and always under load: what can go wrong is a matter of microseconds.
+    const KILLS: u32 = 16;
+    const REQUESTS_BETWEEN_KILLS: u64 = 1500;
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let file = dir.path().join("backing");
     let arguments = [

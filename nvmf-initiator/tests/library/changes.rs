@@ -1,7 +1,14 @@
 //! Namespaces that change while they are attached, and across a reconnect.
 
+use std::sync::mpsc;
+
 use bytes::Bytes;
+use nvmf_initiator::control::Initiator;
+use nvmf_initiator::core::controller::{Connected, ControllerEvent, ControllerSpec};
+use nvmf_initiator::core::message::{ShardPort, ToShard};
+use nvmf_initiator::core::scan::Which;
 use nvmf_initiator::handle::{HandleError, Namespace};
+use nvmf_initiator::options::NamespaceUrl;
 use nvmf_initiator::polled::IoError;
 
 use crate::handle::block_on;
@@ -92,4 +99,56 @@ fn another_namespace_in_its_place_is_never_served() {
     let back = connect(&target, 1, "");
     assert_eq!(read(&back, 0).unwrap(), vec![1; 512]);
     assert_eq!(read(&disk, 0), changed);
+}
+
+#[test]
+fn a_namespace_that_appears_is_opened_on_every_shard_and_told() {
+    const SHARDS: usize = 2;
+    let both = [(1, UUID, "a", 1), (2, OTHER_UUID, "b", 3)];
+    let target = Target::with_file(&config(&both[..1]));
+    let mut url: NamespaceUrl = target.url(1, "").parse().unwrap();
+    url.target.options.nr_io_queues = Some(SHARDS as u16);
+    let (sender, posted) = mpsc::channel();
+    let port = |shard| {
+        let sender = sender.clone();
+        ShardPort::new(move |message| sender.send((shard, message)).is_ok())
+    };
+    let initiator = Initiator::start().unwrap();
+    let spec = ControllerSpec {
+        target: url.target,
+        host: session_config().host.unwrap(),
+        shards: (0..SHARDS).map(port).collect(),
+        which: Which::All,
+    };
+    let Connected {
+        handle,
+        namespaces,
+        mut events,
+        ..
+    } = initiator.connect(spec).unwrap();
+    let nsids: Vec<_> = namespaces.iter().map(|(_, info)| info.nsid.0).collect();
+    assert_eq!(nsids, [1]);
+    target.reload(&config(&both));
+    let mut added = None;
+    eventually("the new namespace", || {
+        match events.try_recv() {
+            Ok(ControllerEvent::Added { head, info }) => added = Some((head, info)),
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => {}
+        }
+        added.is_some()
+    });
+    let (key, info) = added.unwrap();
+    assert_eq!((info.nsid.0, info.blocks), (2, (3 << 20) / 512));
+    let opened = posted
+        .try_iter()
+        .filter_map(|(shard, message)| match message {
+            ToShard::OpenHead { head, .. } if head == key => Some(shard),
+            _ => None,
+        });
+    // Before it was told: whoever hears of it can use it.
+    assert_eq!(opened.collect::<Vec<_>>(), [0, 1]);
+    // The one that was there is not told again.
+    assert!(events.try_recv().is_err());
+    drop(handle);
 }
