@@ -92,8 +92,21 @@ murder_both() {
   verify 4k
 }
 
+# Memory reclaim may write to the device: what serves it must not wait for that. PR_SET_IO_FLUSHER sets PF_MEMALLOC_NOIO.
+ready_for_reclaim() {
+  local daemon stat flags
+  daemon=$(daemon | head -n 1)
+  for stat in "/proc/$daemon/task"/*/stat; do
+    flags=$(sed 's/.*) //' "$stat" | cut -d ' ' -f 7)
+    echo "$stat: $flags" >&2
+    [ $((flags & 0x80000)) != 0 ]
+  done
+  [ "$(awk '/^VmLck:/ { print $2 }' "/proc/$daemon/status")" -gt 0 ]
+}
+
 for form in ublk fuse nbd; do
   check "$form: connect makes a device" attach $form
+  check "$form: no thread of the daemon waits for devices to get memory, and it stays in memory" ready_for_reclaim
   check "$form: id-ctrl, id-ns" identify
   for bs in 4k 64k 1m; do check "$form: fio verifies with $bs blocks" verify $bs; done
   check "$form: discard and write zeroes" discard
@@ -106,6 +119,15 @@ for form in ublk fuse nbd; do
   check "$form: kill -9 of the keeper, then of the daemon" murder_both
   check "$form: disconnect" detach
 done
+
+# The tests of the crate that need the kernel's driver, which their own machine seldom has. `cargo test` made them.
+driver_tests() {
+  local tests
+  tests=$(find "$NVMF_BIN/../debug/deps" -maxdepth 1 -name 'block-*' -type f -executable -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2)
+  [ -n "$tests" ] || { echo "no tests of nvmf-initiator in $NVMF_BIN/../debug: cargo test -p nvmf-initiator --no-run" >&2 && return 1; }
+  "$tests" --test-threads=1 nbd:: | tee /dev/stderr | grep -q '^test result: ok. [1-9]'
+}
+CHECK_TIMEOUT_S=300 check "nbd: the crate's own tests of the driver" driver_tests
 
 socket() {
   nvmf-initiator "${RUN[@]}" connect "${AT[@]}" -n $NQN --block nbd-socket -c 1 | tee /dev/stderr | grep -o 'nbd+unix://[^ ]*' >"$SUITE_TMP/uri"
