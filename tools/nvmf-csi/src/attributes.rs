@@ -96,10 +96,11 @@ impl Location {
                 )
             })
         };
-        let transport = get(TR_TYPE).unwrap_or("tcp");
-        if !transport.eq_ignore_ascii_case("tcp") {
-            return Err(invalid(TR_TYPE, "only tcp is supported"));
-        }
+        let address = match get(TR_TYPE).unwrap_or("tcp").to_ascii_lowercase().as_str() {
+            "tcp" => Address::tcp,
+            "rdma" => Address::rdma,
+            _ => return Err(invalid(TR_TYPE, "only tcp and rdma are supported")),
+        };
         let port = match get(TR_PORT) {
             None => DEFAULT_PORT,
             Some(port) => port
@@ -128,7 +129,7 @@ impl Location {
             nsid = Some(text.parse().map_err(|_| invalid(DEVICE_ID, bad))?);
         }
         Ok(Location {
-            address: Address::tcp(need(TR_ADDR)?, port),
+            address: address(need(TR_ADDR)?, port),
             subnqn: need(NQN)?.to_owned(),
             uuid: uuid(DEVICE_UUID)?,
             nguid,
@@ -201,7 +202,7 @@ mod tests {
             (DEVICE_EUI, "eui.zz"),
             (DEVICE_ID, "SN_MODEL"),
             (TR_PORT, "70000"),
-            (TR_TYPE, "rdma"),
+            (TR_TYPE, "fc"),
         ] {
             assert!(selector(name, value).is_err(), "{name}={value}");
         }
@@ -213,6 +214,9 @@ mod tests {
         let published = context(&[(TR_ADDR, "192.0.2.9"), (TR_PORT, "5000")]);
         let location = Location::read(&volume, &published).unwrap();
         assert_eq!(location.address, Address::tcp("192.0.2.9", 5000));
+        let by_rdma = context(&[PLACE[0], PLACE[1], (TR_TYPE, "RDMA"), (TR_PORT, "4420")]);
+        let location = Location::read(&by_rdma, &published).unwrap();
+        assert_eq!(location.address, Address::rdma("192.0.2.9", 5000));
         for missing in PLACE {
             let rest: Vec<_> = PLACE.into_iter().filter(|pair| *pair != missing).collect();
             assert!(Location::read(&context(&rest), &Context::new()).is_err());
