@@ -65,7 +65,7 @@ under_load() {
   "$@"
   wait $load || { cat "$SUITE_TMP/load" && return 1; }
 }
-cut() {
+cut_link() {
   nvmet_unlink 1 $NQN
   nvmet_link 1 $NQN
 }
@@ -97,7 +97,7 @@ ready_for_reclaim() {
   local daemon stat flags
   daemon=$(daemon | head -n 1)
   for stat in "/proc/$daemon/task"/*/stat; do
-    flags=$(sed 's/.*) //' "$stat" | cut -d ' ' -f 7)
+    flags=$(sed 's/.*) //' "$stat" | awk '{ print $7 }')
     echo "$stat: $flags" >&2
     [ $((flags & 0x80000)) != 0 ]
   done
@@ -113,7 +113,7 @@ for form in ublk fuse nbd; do
   check "$form: ext4" on_fs
   refuse "$form: disconnect while mounted" 'in use|mounted|busy' busy
   check "$form: unmount" leave_fs
-  check "$form: the target goes and comes back under fio verify" under_load cut
+  check "$form: the target goes and comes back under fio verify" under_load cut_link
   # Through FUSE on machines with a kernel of their own only: loopback.sh, and the tests of the crate.
   [ $form = fuse ] || check "$form: kill -9 of the daemon under fio verify" under_load murder
   check "$form: kill -9 of the keeper, then of the daemon" murder_both
@@ -123,7 +123,7 @@ done
 # The tests of the crate that need the kernel's driver, which their own machine seldom has. `cargo test` made them.
 driver_tests() {
   local tests
-  tests=$(find "$NVMF_BIN/../debug/deps" -maxdepth 1 -name 'block-*' -type f -executable -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2)
+  tests=$(find "$NVMF_BIN/../debug/deps" -maxdepth 1 -name 'block-*' -type f -executable -printf '%T@ %p\n' | sort -n | tail -n 1 | awk '{ print $2 }')
   [ -n "$tests" ] || { echo "no tests of nvmf-initiator in $NVMF_BIN/../debug: cargo test -p nvmf-initiator --no-run" >&2 && return 1; }
   "$tests" --test-threads=1 nbd:: | tee /dev/stderr | grep -q '^test result: ok. [1-9]'
 }
