@@ -1,7 +1,7 @@
 #!/bin/bash
 # api.sh: the Linux kernel's host while nvmfctl changes what it is connected to: namespaces, sizes, hosts, listeners, and a killed target. Then
 # the API over TCP, with OpenSSL's certificates and its client.
-# guest: --uml --timeout 300
+# guest: --uml --timeout 900
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite api

@@ -1,7 +1,7 @@
 #!/bin/bash
 # block-devices.sh: namespaces of the Linux kernel's target as block devices of nvmf-initiator: ublk, FUSE with loop, the
 # kernel's nbd, and an NBD server on a socket, with QEMU and with the kernel (by nbd-client) as its clients.
-# guest: --uml --mem 1536 --timeout 600
+# guest: --uml --mem 1536 --timeout 1200
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite block-devices

@@ -1,6 +1,6 @@
 #!/bin/bash
 # capture.sh: what hosts and nvmf-target say on the wire, as read by Wireshark's NVMe/TCP dissector, which is not ours.
-# guest: --uml --timeout 400
+# guest: --uml --timeout 900
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite capture

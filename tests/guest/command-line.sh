@@ -1,6 +1,6 @@
 #!/bin/bash
 # command-line.sh: nvme-cli and nvmf-initiator say the same of the same target, and take each other's files.
-# guest: --uml --timeout 300
+# guest: --uml --timeout 900
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite command-line

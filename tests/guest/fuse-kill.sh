@@ -1,7 +1,7 @@
 #!/bin/bash
 # fuse-kill.sh: a namespace of the Linux kernel's target as a FUSE file with a loop device, and its daemon killed under fio verify.
 # In QEMU: user-mode Linux fails requests that are being read by a process that dies (docs/OPERATIONS.md), a kernel on a processor does not.
-# guest: --qemu --cpus 2 --mem 1536 --timeout 600
+# guest: --qemu --cpus 2 --mem 1536 --timeout 1200
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite fuse-kill

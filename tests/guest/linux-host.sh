@@ -1,6 +1,6 @@
 #!/bin/bash
 # linux-host.sh: the Linux kernel's NVMe/TCP host against nvmf-target: discovery, identification, data, faults and live changes.
-# guest: --uml --mem 1536 --timeout 600
+# guest: --uml --mem 1536 --timeout 1200
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite linux-host

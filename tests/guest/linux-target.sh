@@ -1,6 +1,6 @@
 #!/bin/bash
 # linux-target.sh: our initiator, in nvmf-bench, against the Linux kernel's NVMe/TCP target.
-# guest: --uml --mem 1536 --timeout 600
+# guest: --uml --mem 1536 --timeout 1200
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite linux-target

@@ -1,6 +1,6 @@
 #!/bin/bash
 # local-nvme.sh: local NVMe controllers, emulated by QEMU, served through their block devices.
-# guest: --qemu --cpus 2 --nvme 64M --nvme 64M:logical_block_size=4096,physical_block_size=4096 --timeout 400
+# guest: --qemu --cpus 2 --nvme 64M --nvme 64M:logical_block_size=4096,physical_block_size=4096 --timeout 900
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite local-nvme

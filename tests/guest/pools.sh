@@ -1,6 +1,6 @@
 #!/bin/bash
 # pools.sh: the Linux kernel's NVMe/TCP host on volumes of a pool: file systems on them, growth, snapshots under load, grants and fencing, a full pool.
-# guest: --uml --mem 1536 --timeout 600
+# guest: --uml --mem 1536 --timeout 1200
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite pools

@@ -1,6 +1,6 @@
 #!/bin/bash
 # rdma-verbs.sh: shows that our RDMA verbs do on a device what the transport needs of them, and leave nothing behind.
-# guest: --uml --timeout 120
+# guest: --uml --timeout 900
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite rdma-verbs

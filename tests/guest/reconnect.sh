@@ -1,6 +1,6 @@
 #!/bin/bash
 # reconnect.sh: hosts that lose one of two ways to nvmf-target: the dead association is fenced, the live one stays, no data is lost.
-# guest: --uml --timeout 300
+# guest: --uml --timeout 900
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite reconnect

@@ -1,7 +1,7 @@
 #!/bin/bash
 # self.sh: shows that the guests and lib.sh do what other suites build on, with the Linux kernel on both sides.
-# guest: --uml --timeout 240
-# guest: --qemu --cpus 2 --nvme 64M --nvme 64M:logical_block_size=4096,physical_block_size=4096 --disk 32M --timeout 600
+# guest: --uml --timeout 900
+# guest: --qemu --cpus 2 --nvme 64M --nvme 64M:logical_block_size=4096,physical_block_size=4096 --disk 32M --timeout 1200
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite self

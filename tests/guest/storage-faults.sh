@@ -1,6 +1,6 @@
 #!/bin/bash
 # storage-faults.sh: the Linux host against nvmf-target while the storage below fails, and what Flush and FUA do to it.
-# guest: --uml --timeout 240
+# guest: --uml --timeout 900
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite storage-faults

@@ -1,7 +1,7 @@
 #!/bin/bash
 # volumes.sh: volumes of containers with all capabilities: the Docker plugin and the CSI driver on a pool of nvmf-target: ublk devices and the deaths of
 # each program under I/O; ext4 that grows while it is mounted. The driver is called by a gRPC client that is not ours (grpc.py with curl).
-# guest: --uml --mem 1536 --timeout 400
+# guest: --uml --mem 1536 --timeout 900
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
 suite volumes
