@@ -6,7 +6,7 @@ use std::time::Instant;
 use nvme_proto::queue::SlotId;
 use nvme_proto::tcp::{TX_HEADER_BYTES, TxHeader};
 use nvmf_io::timer::Timers;
-use nvmf_io::{BufPool, Errno, Ring, Token};
+use nvmf_io::{BufPool, Errno, Ring, Token, Wait};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::handle::{Patience, ShardConfig};
@@ -52,6 +52,8 @@ pub(super) struct Context {
     /// Changes from time to time, never 0: tells the controllers that there was traffic.
     pub(super) tick: u32,
     pub(super) pace: Pace,
+    /// Times that the loop went to the kernel.
+    pub(super) enters: u64,
     /// Most bytes of data buffers that one queue may hold while others wait.
     pub(super) queue_share_bytes: u64,
     /// Queues that may have something to send.
@@ -108,6 +110,7 @@ impl Context {
             turn: 0,
             tick: 1,
             pace: Pace::default(),
+            enters: 0,
             // One host that does not read must leave something for the others.
             queue_share_bytes: config.buffer_bytes as u64 / 2,
             dirty: Vec::new(),
@@ -127,5 +130,14 @@ impl Context {
             link_events: Vec::new(),
             header: Box::new([0; TX_HEADER_BYTES]),
         }
+    }
+
+    /// Goes to the kernel in the middle of a turn, and counts it. Completions may come by that: what was looked up of files before does not
+    /// hold for what is started from here on.
+    pub(super) fn enter(&mut self) {
+        self.enters += 1;
+        // What is wrong with the ring shows again at the end of the turn.
+        let _ = self.ring.wait(Wait::Poll);
+        self.lent.forget();
     }
 }

@@ -415,9 +415,10 @@ impl Queue {
                 Next::InFlight => {
                     state.phase = Phase::Running;
                     if let Backend::File(_) = space.backend
-                        && cx.pace.started(&mut cx.ring)
+                        && cx.pace.started()
                     {
-                        cx.lent.forget();
+                        cx.enter();
+                        cx.pace.went(cx.ring.has_completions());
                     }
                     return;
                 }

@@ -42,7 +42,6 @@ pub(super) struct Shard {
     busy_poll: Duration,
     start: Instant,
     last_active: Instant,
-    pub(super) enters: u64,
     pub(super) busy_turns: u64,
 }
 
@@ -60,7 +59,6 @@ impl Shard {
             busy_poll,
             start: now,
             last_active: now,
-            enters: 0,
             busy_turns: 0,
         }
     }
@@ -148,7 +146,7 @@ impl Shard {
     }
 
     fn wait(&mut self, active: bool) -> io::Result<()> {
-        self.enters += 1;
+        self.cx.enters += 1;
         let spins = !self.busy_poll.is_zero()
             && (active || self.cx.now.duration_since(self.last_active) < self.busy_poll);
         if spins || !self.cx.ready.is_empty() {
@@ -212,9 +210,7 @@ impl Shard {
             if !std::mem::take(&mut self.cx.stepping) {
                 return;
             }
-            self.enters += 1;
-            // What is wrong with the ring shows again at the end of the turn.
-            let _ = self.cx.ring.wait(Wait::Poll);
+            self.cx.enter();
             while let Some(completion) = self.cx.ring.next() {
                 self.completed(completion);
             }
@@ -251,10 +247,7 @@ impl Shard {
         self.cx.dirty = dirty;
         if gone > 0 {
             self.count_finished();
-            self.enters += 1;
-            // What is wrong with the ring shows again at the end of the turn.
-            let _ = self.cx.ring.wait(Wait::Poll);
-            self.cx.lent.forget();
+            self.cx.enter();
         }
     }
 
