@@ -10,6 +10,8 @@
 # Exit: 0 measured, whatever the figures are; 1 something could not be run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=benches/xfs.sh
+. benches/xfs.sh
 
 for tool in python3 mkfs.xfs filefrag; do
   command -v "$tool" >/dev/null || { echo "pool: $tool is missing: apt-get install python3 xfsprogs e2fsprogs" >&2; exit 1; }
@@ -20,19 +22,12 @@ done
 work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/nvmf-pool-bench.XXXXXX")
 cleanup() {
   [ -z "${target:-}" ] || { kill "$target" 2>/dev/null; wait "$target" 2>/dev/null; } || true
-  # The kernel ends the rings of a process, and lets go of their files, a moment after the process.
-  for _ in $(seq 100); do
-    ! mountpoint -q "$work/mnt" || umount -q "$work/mnt" 2>/dev/null || { sleep 0.05; continue; }
-    break
-  done
+  unmount_xfs
   rm -rf "$work"
 }
 trap cleanup EXIT
 
-truncate -s 8G "$work/image"
-mkfs.xfs -q -f -m reflink=1 "$work/image"
-mkdir "$work/mnt"
-mount -o loop "$work/image" "$work/mnt"
+mount_xfs 8G
 mkdir "$work/mnt/p" "$work/mnt/p64K" "$work/mnt/p1M"
 cat > "$work/t.toml" <<TOML
 listen = ["tcp://127.0.0.1:0"]

@@ -10,6 +10,8 @@
 # Exit: 0 measured, whatever the figures are; 1 something could not be run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=benches/xfs.sh
+. benches/xfs.sh
 [ "$(id -u)" = 0 ] || { echo "volumes: mounting needs root" >&2; exit 1; }
 if [ -z "${OWN_MOUNTS:-}" ]; then
   [ -n "${BENCH_NO_BUILD:-}" ] || cargo build --release --locked -p nvmf-target -p nvmf-initiator -p nvmf-docker
@@ -35,19 +37,13 @@ cleanup() {
   # The keeper ends with its daemon, which ends in order.
   for process in $(pgrep -f -- "[-]-run-dir $work/run daemon" || true); do kill "$process" 2>/dev/null && tail --pid="$process" -f /dev/null || true; done
   [ ! -s "$work/target.pid" ] || { kill "$(cat "$work/target.pid")" 2>/dev/null && tail --pid="$(cat "$work/target.pid")" -f /dev/null; } || true
-  # The kernel ends the rings of a process, and lets go of their files, a moment after the process.
-  for _ in $(seq 100); do
-    ! mountpoint -q "$work/mnt" || umount -q "$work/mnt" 2>/dev/null || { sleep 0.05; continue; }
-    break
-  done
+  unmount_xfs
   rm -rf "$work"
 }
 trap cleanup EXIT
 
-truncate -s 24G "$work/image"
-mkfs.xfs -q -f -m reflink=1 "$work/image"
-mkdir -p "$work/mnt" "$work/bin" "$work/docker" /run/docker
-mount -o loop "$work/image" "$work/mnt"
+mount_xfs 24G
+mkdir -p "$work/bin" "$work/docker" /run/docker
 mount -t tmpfs none /run/docker
 cat >"$work/t.toml" <<TOML
 listen = ["tcp://127.0.0.1:0"]
