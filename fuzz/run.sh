@@ -1,6 +1,6 @@
 #!/bin/bash
 # run.sh TARGET SECONDS [libFuzzer options]   fuzz TARGET (decoder, controller, host) for so long
-# run.sh all SECONDS                          every target, two at a time; the last line is `N passed, N failed`
+# run.sh all SECONDS                          every target, all at once; the last line is `N passed, N failed`
 # run.sh TARGET FILE                          run one input again
 # run.sh TARGET keep                          renew corpus/TARGET.hex from what was found
 #
@@ -69,7 +69,7 @@ if [ "$target" = all ]; then
   for each in "${TARGETS[@]}"; do prepare "$each"; done
   export -f verdict fuzz
   export HANG_S
-  said=$(printf '%s\n' "${TARGETS[@]}" | xargs -P 2 -I{} bash -c "verdict {} $what" | tee /dev/stderr)
+  said=$(printf '%s\n' "${TARGETS[@]}" | xargs -P "${#TARGETS[@]}" -I{} bash -c "verdict {} $what" | tee /dev/stderr)
   good=$(grep -c '^ok ' <<<"$said" || true)
   echo "$good passed, $((${#TARGETS[@]} - good)) failed"
   [ "$good" = ${#TARGETS[@]} ]

@@ -1,7 +1,7 @@
 #!/bin/bash
 # rdma-linux-target.sh: our initiator over soft RoCE: against the Linux kernel's NVMe/RDMA target through ublk, then against nvmf-target,
 # with a host over TCP beside it.
-# guest: --uml --mem 1536 --timeout 1200
+# soak guest: --uml --mem 1536 --timeout 1200
 # guest: --qemu --cpus 2 --mem 2048 --timeout 1500
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"

@@ -1,27 +1,30 @@
 #!/bin/bash
-# suites.sh [NAME...]: runs the suites in tests/guest (all, or those named) one after another, and sums what they found.
+# suites.sh [NAME...]: runs the suites in tests/guest (all, or those named), and sums what they found.
 #
 # A suite is tests/guest/NAME.sh. Each line `# guest: OPTIONS` among its first lines is one run of it: in a guest, with
-# these options of `guest run`, or on this machine if the line is `# guest: host`. A run that does not end with its line
-# `N passed, N failed`, or whose exit code does not fit it, counts as one failure more. What a run left in /out, and its
-# output, are kept in target/guest/NAME.KIND. The programs under test come from $NVMF_BIN, by default target/release.
+# these options of `guest run`, or on this machine if the line is `# guest: host`. A line `# soak guest: OPTIONS` is one more
+# run where NVMF_SOAK is set. A run that does not end with its line `N passed, N failed`, or whose exit code does not fit it,
+# counts as one failure more. What a run left in /out, and its output, are kept in target/guest/NAME.KIND. The programs
+# under test come from $NVMF_BIN, by default target/release.
+#
+# A guest of user-mode Linux has one processor: as many of them run at once as this machine has processors ($LANES, if set),
+# and each shows its output when it has ended. All other runs have the machine to themselves.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")/../.." || exit
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 export NVMF_BIN=${NVMF_BIN:-$target/${PROFILE:-release}}
 results=$target/guest
-passed=0 failed=0 table=()
+lanes=${LANES:-$(nproc)}
 
-# run_one NAME KIND OPTIONS...
+# run_one NAME KIND OPTIONS...: leaves its line of the table in DIR/row, which begins with the two counts.
 run_one() {
   local name=$1 kind=$2 dir=$results/$1.$2 begin=$SECONDS status sum good=0 bad=0 remark=''
   shift 2
-  rm -rf "$dir" && mkdir -p "$dir" || exit
   printf '== suite %s (%s)\n' "$name" "$kind"
   if [ "$kind" = host ]; then
     GUEST_KIND=host GUEST_LIB=$PWD/tools/guest/lib.sh SUITE_OUT=$dir PATH=$NVMF_BIN:$PATH bash "tests/guest/$name.sh" </dev/null
   else
-    tools/guest/guest run --out "$dir" "$@" "tests/guest/$name.sh"
+    tools/guest/guest run --out "$dir" "$@" "tests/guest/$name.sh" </dev/null
   fi 2>&1 | tee "$dir/output.log"
   status=${PIPESTATUS[0]}
 
@@ -34,26 +37,56 @@ run_one() {
   elif [ "$status" != $((bad != 0)) ]; then
     remark="exit code $status does not fit" bad=$((bad + 1))
   fi
-  passed=$((passed + good)) failed=$((failed + bad))
-  table+=("$(printf '%-6s %-32s %4d s  %3d passed, %d failed  %s' "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "$name ($kind)" $((SECONDS - begin)) "$good" "$bad" "$remark")")
+  printf '%d %d %-6s %-32s %4d s  %3d passed, %d failed  %s\n' "$good" "$bad" "$([ "$bad" = 0 ] && echo ok || echo FAILED)" \
+    "$name ($kind)" $((SECONDS - begin)) "$good" "$bad" "$remark" >"$dir/row"
+}
+
+# in_lane NAME KIND OPTIONS...: run_one, whose output comes in one piece.
+in_lane() {
+  local dir=$results/$1.$2
+  run_one "$@" >"$dir/lane.log"
+  flock "$results" cat "$dir/lane.log"
+  rm "$dir/lane.log"
 }
 
 names=("$@")
 if [ $# = 0 ]; then
   for file in tests/guest/*.sh; do name=${file##*/} && names+=("${name%.sh}"); done
 fi
+in_lanes=() alone=() dirs=()
 for name in "${names[@]}"; do
   [ -r "tests/guest/$name.sh" ] || { echo "suites: there is no suite $name: tests/guest has $(cd tests/guest && echo *.sh)" >&2 && exit 2; }
-  mapfile -t runs < <(sed -n '1,20s/^# guest: *//p' "tests/guest/$name.sh")
+  mapfile -t runs < <(sed -nE "1,20s/^# ${NVMF_SOAK:+(soak )?}guest: *//p" "tests/guest/$name.sh")
   [ ${#runs[@]} != 0 ] || { echo "suites: tests/guest/$name.sh has no '# guest:' line" >&2 && exit 2; }
   for run in "${runs[@]}"; do
-    read -ra options <<<"$run"
     case " $run " in
-      *' host '*) run_one "$name" host ;;
-      *' --qemu '*) run_one "$name" qemu "${options[@]}" ;;
-      *) run_one "$name" uml "${options[@]}" ;;
+      *' host '*) kind=host && alone+=("$name host") ;;
+      *' --qemu '*) kind=qemu && alone+=("$name qemu $run") ;;
+      *) kind=uml && in_lanes+=("$name uml $run") ;;
     esac
+    dirs+=("$results/$name.$kind")
+    rm -rf "$results/$name.$kind" && mkdir -p "$results/$name.$kind" || exit
   done
+done
+
+# One alone need not wait for its end to be seen.
+[ ${#in_lanes[@]} -gt 1 ] || { alone+=("${in_lanes[@]}") && in_lanes=(); }
+for run in "${in_lanes[@]}"; do
+  while [ "$(jobs -rp | wc -l)" -ge "$lanes" ]; do wait -n; done
+  read -ra words <<<"$run"
+  in_lane "${words[@]}" &
+done
+wait
+for run in "${alone[@]}"; do
+  read -ra words <<<"$run"
+  run_one "${words[@]}"
+done
+
+passed=0 failed=0 table=()
+for dir in "${dirs[@]}"; do
+  [ -r "$dir/row" ] || echo "0 1 FAILED ${dir##*/}: was ended from outside" >"$dir/row"
+  read -r good bad row <"$dir/row"
+  passed=$((passed + good)) failed=$((failed + bad)) table+=("$row")
 done
 printf '== all suites\n'
 printf '%s\n' "${table[@]}"

@@ -37,10 +37,9 @@ impl NvmfEngine {
             },
             ..SessionConfig::default()
         };
-        let session =
-            Session::connect(&with_options(url, spec), &config)
-                // Its message has those of its causes already.
-                .map_err(|error| anyhow!("{url}: {error}"))?;
+        let session = Session::connect(&with_options(url, spec), &config)
+            // Its message has those of its causes already.
+            .map_err(|error| anyhow!("{url}: {error}"))?;
         let namespace = session.namespace();
         let block_bytes = namespace.block_bytes;
         Ok(Self {
