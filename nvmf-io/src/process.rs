@@ -92,9 +92,15 @@ pub fn thread_cpu_time() -> (Duration, Duration) {
 
 /// Processor time that process `pid` has used so far, all its threads together, those that have ended among them.
 pub fn cpu_time_of(pid: u32) -> io::Result<Duration> {
+    // The clock's id holds fewer bits than a pid's type: 0 and what lies above the kernel's greatest pid name the caller's clock.
+    const GREATEST_PID: libc::pid_t = 1 << 22;
+    let pid = libc::pid_t::try_from(pid)
+        .ok()
+        .filter(|pid| (1..=GREATEST_PID).contains(pid))
+        .ok_or(io::Error::from_raw_os_error(libc::ESRCH))?;
     let mut clock: libc::clockid_t = 0;
     // SAFETY: the kernel writes one clock id, which lives across the call.
-    let error = unsafe { libc::clock_getcpuclockid(pid.cast_signed(), &raw mut clock) };
+    let error = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
     if error != 0 {
         return Err(io::Error::from_raw_os_error(error));
     }
@@ -135,7 +141,9 @@ mod tests {
         let after = cpu_time_of(std::process::id()).unwrap();
         // Less a tick: `getrusage` splits what the scheduler counted by samples.
         assert!(after >= before + WORK / 2, "{before:?} -> {after:?}");
-        assert!(cpu_time_of(u32::MAX).is_err());
+        for nobody in [0, 1 << 22, i32::MAX.cast_unsigned(), u32::MAX] {
+            assert!(cpu_time_of(nobody).is_err(), "{nobody}");
+        }
     }
 
     #[test]
