@@ -34,7 +34,7 @@ device() {
   ip address add $HERE/24 dev dummy0
   rdma link add rxe0 type rxe netdev dummy0
 }
-check 'an RDMA device in software' device
+prepare 'an RDMA device in software' device
 configure() {
   truncate -s 256M /dev/shm/store
   cat >"$CONFIG" <<TOML
@@ -59,13 +59,13 @@ size = "1G"
 TOML
   nvmf-target --config "$CONFIG" --check
 }
-check 'a configuration that passes --check' configure
+prepare 'a configuration that passes --check' configure
 start target nvmf-target --config "$CONFIG" --ready-file "$SUITE_TMP/ready"
 ready() {
   wait_until 20 test -s "$SUITE_TMP/ready"
   grep -qx "rdma://$HERE:4420" "$SUITE_TMP/ready"
 }
-check 'the target is ready on both transports' ready
+prepare 'the target is ready on both transports' ready
 
 lists() {
   local log

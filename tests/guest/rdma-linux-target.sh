@@ -25,11 +25,14 @@ refuse 'digests belong to TCP' 'hdr_digest belongs to NVMe/TCP' nvmf-initiator "
 SIZE=32M BENCH=16m LOAD=48M ROUNDS=10
 [ "$GUEST_KIND" = uml ] || SIZE=2M BENCH=4m LOAD=4M ROUNDS=3 # emulation is slow, but has two processors
 
-target() {
+rdma_device() {
   [ -e /sys/class/net/dummy0 ] || ip link add dummy0 type dummy
   ip link set dummy0 up
   ip address add $HERE/24 dev dummy0
   rdma link add rxe0 type rxe netdev dummy0
+}
+prepare 'an RDMA device in software' rdma_device
+target() {
   nvmet_subsystem $NQN
   nvmet_namespace $NQN 1 "$(scratch_disk 128M)"
   truncate -s 128M /dev/shm/large-blocks
@@ -184,7 +187,7 @@ TOML
   start target nvmf-target --config "$CONFIG" --ready-file "$SUITE_TMP/ready"
   wait_until 20 test -s "$SUITE_TMP/ready"
 }
-check 'our target, on both transports' configure
+prepare 'our target, on both transports' configure
 check 'discover over RDMA finds it' nvmf-initiator "${RUN[@]}" discover "${AT[@]}"
 for size in 4k 64k 1m; do check "library, ours against ours, $size" bench "nvme+rdma://$HERE/$OURS?nsid=1" $size 16; done
 ours() {

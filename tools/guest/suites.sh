@@ -1,9 +1,9 @@
 #!/bin/bash
-# suites.sh [NAME...]: runs the suites in tests/guest (all, or those named), and sums what they found.
+# suites.sh [NAME[.KIND]...]: runs the suites in tests/guest (all, or those named, or only their runs of one kind), and sums what they found.
 #
 # A suite is tests/guest/NAME.sh. Each line `# guest: OPTIONS` among its first lines is one run of it: in a guest, with
 # these options of `guest run`, or on this machine if the line is `# guest: host`. A line `# soak guest: OPTIONS` is one more
-# run where NVMF_SOAK is set. A run that does not end with its line `N passed, N failed`, or whose exit code does not fit it,
+# run where NVMF_SOAK is set, or its kind is named. A run that does not end with its line `N passed, N failed`, or whose exit code does not fit it,
 # counts as one failure more. What a run left in /out, and its output, are kept in target/guest/NAME.KIND. The programs
 # under test come from $NVMF_BIN, by default target/release.
 #
@@ -55,18 +55,29 @@ if [ $# = 0 ]; then
 fi
 in_lanes=() alone=() dirs=()
 for name in "${names[@]}"; do
+  only='' chosen=0
+  case $name in *.uml | *.qemu | *.host) only=${name##*.} name=${name%.*} ;; esac
   [ -r "tests/guest/$name.sh" ] || { echo "suites: there is no suite $name: tests/guest has $(cd tests/guest && echo *.sh)" >&2 && exit 2; }
-  mapfile -t runs < <(sed -nE "1,20s/^# ${NVMF_SOAK:+(soak )?}guest: *//p" "tests/guest/$name.sh")
+  soak=${NVMF_SOAK:-$only}
+  mapfile -t runs < <(sed -nE "1,20s/^# ${soak:+(soak )?}guest: *//p" "tests/guest/$name.sh")
   [ ${#runs[@]} != 0 ] || { echo "suites: tests/guest/$name.sh has no '# guest:' line" >&2 && exit 2; }
   for run in "${runs[@]}"; do
     case " $run " in
-      *' host '*) kind=host && alone+=("$name host") ;;
-      *' --qemu '*) kind=qemu && alone+=("$name qemu $run") ;;
-      *) kind=uml && in_lanes+=("$name uml $run") ;;
+      *' host '*) kind=host ;;
+      *' --qemu '*) kind=qemu ;;
+      *) kind=uml ;;
+    esac
+    [ "${only:-$kind}" = $kind ] || continue
+    chosen=$((chosen + 1))
+    case $kind in
+      host) alone+=("$name host") ;;
+      qemu) alone+=("$name qemu $run") ;;
+      uml) in_lanes+=("$name uml $run") ;;
     esac
     dirs+=("$results/$name.$kind")
     rm -rf "$results/$name.$kind" && mkdir -p "$results/$name.$kind" || exit
   done
+  [ $chosen != 0 ] || { echo "suites: $name has no run of the kind $only" >&2 && exit 2; }
 done
 
 # One alone need not wait for its end to be seen.
