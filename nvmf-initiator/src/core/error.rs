@@ -7,6 +7,7 @@ use nvme_proto::violation::Violation;
 use nvme_proto::wire::Status;
 use nvme_proto::wire::fabrics::InvalidParameter;
 
+use nvmf_io::Errno;
 use nvmf_io::verbs::VerbsError;
 
 use crate::address::Address;
@@ -157,6 +158,9 @@ pub enum AdminError {
 }
 
 fn hint(source: &io::Error) -> &'static str {
+    if source.raw_os_error() == Some(Errno::NODEV.raw_os_error()) {
+        return "; no RDMA device of this machine leads there: rdma link show lists devices";
+    }
     match source.kind() {
         io::ErrorKind::ConnectionRefused => {
             "; nothing listens there: is the target running, and is the port right?"
@@ -194,5 +198,24 @@ fn refusal(status: &Status, parameter: &Option<InvalidParameter>, hostnqn: &str)
             format!("; it does not accept {}", parameter.name())
         }
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_answer_comes_with_what_to_look_at() {
+        let said = |errno: Errno| {
+            let error = ConnectError::Unreachable {
+                address: Address::rdma("192.0.2.1", 4420),
+                source: errno.into(),
+            };
+            error.to_string()
+        };
+        assert!(said(Errno::NODEV).contains("rdma link show"));
+        assert!(said(Errno::CONNREFUSED).contains("is the target running"));
+        assert!(said(Errno::TIMEDOUT).contains("firewall"));
     }
 }

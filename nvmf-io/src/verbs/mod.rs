@@ -5,6 +5,7 @@
 //! | `abi` | the libraries' structures |
 //! | `library` | finding the libraries at run time, errors |
 //! | `cm` | [`EventChannel`], [`CmId`]: listening, connecting, accepting, private data |
+//! | `devices` | the devices that this process has open, and closing those that are removed |
 //! | `domain` | [`ProtectionDomain`]: a device, its limits |
 //! | `memory` | [`Registrar`]: buffers of a pool registered with a device; [`MemoryWindow`] |
 //! | `completion` | [`CompletionQueue`] and the descriptor that wakes who waits for it |
@@ -18,6 +19,7 @@
 pub mod abi;
 mod cm;
 mod completion;
+mod devices;
 mod domain;
 mod library;
 mod memory;
@@ -25,6 +27,7 @@ mod queue_pair;
 
 pub use cm::{CmEvent, CmEventKind, CmId, ConnectParams, EventChannel, IdKey};
 pub use completion::CompletionQueue;
+pub use devices::close_removed;
 pub use domain::{DeviceLimits, ProtectionDomain};
 pub use library::{VerbsError, available};
 pub use memory::{Lent, MemoryWindow, Registrar, RemoteAccess, Segment};

@@ -1,6 +1,8 @@
 //! A queue's connection over RDMA, and what the control thread has of devices.
 //!
-//! Each connection has an event channel of its own: whoever has the connection hears what becomes of it.
+//! Each connection has an event channel of its own: whoever has the connection hears what becomes of it. A device that is removed is looked for
+//! once a second besides, since not every driver tells (see [`nvmf_io::verbs::close_removed`]): connections that the control thread has on it
+//! end, with each admin queue its association, and the last of these closes the device.
 
 use std::cell::RefCell;
 use std::io;
@@ -8,6 +10,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nvme_proto::rdma::host::HostLimits;
 use nvme_proto::rdma::{CmAccept, CmReject, CmRequest, HostConn};
@@ -15,11 +18,14 @@ use nvme_proto::wire::fabrics::ConnectData;
 use nvme_proto::wire::{Cntlid, Cqe};
 use nvmf_io::verbs::{
     CmEvent, CmEventKind, CmId, ConnectParams, EventChannel, IdleQueuePair, ProtectionDomain,
-    Registrar, RemoteAccess, VerbsError,
+    Registrar, RemoteAccess, VerbsError, close_removed,
 };
 use nvmf_io::{Buf, BufPool, Errno, PoolConfig};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
 use zerocopy::IntoBytes;
 
 use super::super::error::ConnectError;
@@ -33,6 +39,8 @@ use super::{QueueSpec, bounded, ended, violated};
 const POOL_BYTES: usize = 16 << 20;
 /// How often a device sends again what is not acknowledged, as the Linux host has it.
 const RETRIES: u8 = 7;
+/// How often devices are looked for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A device as the control thread uses it. Gone with the last connection: a host that is not connected leaves nothing on the device.
 pub(crate) struct Device {
@@ -40,20 +48,51 @@ pub(crate) struct Device {
     registrar: SharedRegistrar,
     /// For data of admin commands.
     pool: BufPool,
+    /// The domain was retired.
+    gone: Notify,
+}
+
+/// The devices of a thread.
+#[derive(Default)]
+struct Devices {
+    used: Vec<Weak<Device>>,
+    /// Looks after them; ends with the runtime that it was started on.
+    watcher: Option<JoinHandle<()>>,
 }
 
 thread_local! {
-    static DEVICES: RefCell<Vec<Weak<Device>>> = const { RefCell::new(Vec::new()) };
+    static DEVICES: RefCell<Devices> = RefCell::default();
+}
+
+impl Devices {
+    fn alive(&self) -> impl Iterator<Item = Rc<Device>> {
+        self.used.iter().filter_map(Weak::upgrade)
+    }
+}
+
+/// Ends what is on devices that are gone, for as long as the thread's runtime lives.
+async fn look_after() {
+    loop {
+        sleep(LOOK_INTERVAL).await;
+        DEVICES.with_borrow(|devices| devices.alive().for_each(|device| device.look()));
+        close_removed();
+    }
 }
 
 impl Device {
     /// The device that the identifier is on.
     fn of(id: &CmId) -> Result<Rc<Self>, VerbsError> {
         DEVICES.with_borrow_mut(|devices| {
-            devices.retain(|device| device.strong_count() > 0);
-            let mut alive = devices.iter().filter_map(Weak::upgrade);
-            if let Some(device) = alive.find(|device| device.domain.serves(id)) {
-                return Ok(device);
+            let watcher = devices.watcher.as_ref();
+            if watcher.is_none_or(JoinHandle::is_finished) {
+                devices.watcher = Some(tokio_uring::spawn(look_after()));
+            }
+            devices.used.retain(|device| device.strong_count() > 0);
+            if let Some(device) = devices.alive().find(|device| device.domain.serves(id)) {
+                return match device.domain.is_retired() {
+                    true => Err(device.domain.removed()),
+                    false => Ok(device),
+                };
             }
             let domain = ProtectionDomain::new(id)?;
             tracing::debug!(device = domain.device_name(), limits = ?domain.limits(), "RDMA device in use");
@@ -65,10 +104,35 @@ impl Device {
                     max_bytes: POOL_BYTES,
                     ..PoolConfig::default()
                 }),
+                gone: Notify::new(),
             });
-            devices.push(Rc::downgrade(&device));
+            devices.used.push(Rc::downgrade(&device));
             Ok(device)
         })
+    }
+
+    /// Tells who waits for it if it is gone.
+    fn look(&self) {
+        if !self.domain.is_retired() && !self.domain.is_there() {
+            let device = self.domain.device_name();
+            tracing::warn!(
+                device,
+                "an RDMA device is being removed: the associations on it end"
+            );
+            self.domain.retire();
+            self.gone.notify_waiters();
+        }
+    }
+
+    /// Waits until it is gone.
+    async fn gone(&self) -> VerbsError {
+        loop {
+            let gone = self.gone.notified();
+            if self.domain.is_retired() {
+                return self.domain.removed();
+            }
+            gone.await;
+        }
     }
 
     /// A buffer for data of an admin command.
@@ -84,6 +148,8 @@ impl Device {
 pub(crate) struct Signals {
     channel: Arc<EventChannel>,
     events: AsyncFd<OwnedFd>,
+    /// What the connection is on, once that is known.
+    device: Option<Rc<Device>>,
     completions: Option<AsyncFd<OwnedFd>>,
 }
 
@@ -109,12 +175,26 @@ impl Signals {
         Ok(Signals {
             events: watched(channel.as_fd())?,
             channel,
+            device: None,
             completions: None,
         })
     }
 
-    /// The next thing that the connection manager reports.
+    /// The next thing that the connection manager reports. An error where the device is gone.
     pub async fn event(&self) -> Result<CmEvent, VerbsError> {
+        let gone = async {
+            match &self.device {
+                Some(device) => device.gone().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = self.next_event() => event,
+            removed = gone => Err(removed),
+        }
+    }
+
+    async fn next_event(&self) -> Result<CmEvent, VerbsError> {
         loop {
             let ready = self.events.readable().await;
             if let Some(event) = self.channel.next()? {
@@ -269,13 +349,15 @@ async fn connect_to(spec: &QueueSpec<'_>, to: SocketAddr) -> Result<RdmaLink, Co
         matches!(kind, CmEventKind::AddrResolved)
     })
     .await?;
+    // Resolving had the library open it: from here on it is looked after.
+    let device = Device::of(&id).map_err(explain)?;
+    signals.device = Some(Rc::clone(&device));
     id.resolve_route(options.connect_timeout_ms)
         .map_err(explain)?;
     expect(spec, &signals, |kind| {
         matches!(kind, CmEventKind::RouteResolved)
     })
     .await?;
-    let device = Device::of(&id).map_err(explain)?;
     let entries = spec.entries.min(most_entries(&device.domain));
     let qp = IdleQueuePair::new(id, &device.domain, queue_sizes(entries))
         .map_err(|(_, error)| explain(error))?;

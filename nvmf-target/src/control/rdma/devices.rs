@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use nvmf_io::verbs::{CmId, IdKey, ProtectionDomain, VerbsError};
+use nvmf_io::verbs::{CmId, IdKey, ProtectionDomain, VerbsError, close_removed};
 use tokio::time::sleep;
 
 use super::super::net;
@@ -77,6 +77,7 @@ impl Service {
         if !leaving.is_empty() {
             target.shards.forget_devices();
         }
+        close_removed();
     }
 }
 
