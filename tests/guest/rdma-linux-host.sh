@@ -223,6 +223,45 @@ check 'what the API made over RDMA is there after the kill' kept
 refuse 'a listener goes with its subsystem' 'onnect|nvme' reach rdma 4421
 check 'disconnect' detach
 
+# A listener of the API whose device is not there when the target starts. (One of the configuration is an error then.)
+LATE=10.97.0.1
+late_device() { rdma link add rxe1 type rxe netdev dummy1; }
+listens() { nvmfctl rpc nvmf_subsystem_get_listeners "{\"nqn\": \"$LIVE\"}" | tee /dev/stderr | jq -e ".[0].listening == $1"; }
+reach_late() {
+  nvme connect -t rdma -a $LATE -s 4420 -n $LIVE
+  wait_until 20 ns_dev $LIVE 1
+  nvme disconnect -n $LIVE
+}
+late() {
+  ip link add dummy1 type dummy
+  ip link set dummy1 up
+  ip address add $LATE/24 dev dummy1
+  late_device
+  nvmfctl subsystem create $LIVE
+  nvmfctl namespace add $LIVE nothing
+  nvmfctl host any $LIVE on
+  nvmfctl listener add $LIVE rdma://$LATE:4420
+  reach_late
+  stop target
+  rdma link delete rxe1
+  start target nvmf-target --config "$CONFIG" --ready-file "$SUITE_TMP/ready3"
+  wait_until 30 test -s "$SUITE_TMP/ready3"
+  listens false
+  nvmfctl listener list $LIVE | tee /dev/stderr | grep "$LATE:4420.*no: .*rdma link show"
+  grep "cannot listen on rdma://$LATE:4420.*tried again each second" "$SUITE_OUT/target.log"
+  late_device
+  wait_until 20 listens true
+  reach_late
+}
+check 'a listener of the API whose device comes after the target' late
+late_gone() {
+  rdma link delete rxe1
+  wait_until 20 listens false
+  nvmfctl subsystem delete $LIVE
+  ip link delete dummy1
+}
+check 'and goes again' late_gone
+
 # work: the work requests and completions of I/O queues so far, as counters of the target: lines of NAME=NUMBER.
 work() {
   nvmfctl rpc nvmf_get_stats | jq -r '[.poll_groups[] | select(.name != "control") | .transports[] | select(.trtype == "RDMA").devices[]]

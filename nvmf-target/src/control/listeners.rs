@@ -12,11 +12,11 @@ use super::discovery::Port;
 use super::handshake;
 use super::net::{self, Listener, Stream};
 use super::ports::covers;
-use super::rdma::{Rdma, RdmaListener};
+use super::rdma::{Rdma, RdmaListener, Waiting};
 use super::target::Target;
 use crate::config::{Address, Carrier};
 
-/// A bound listener.
+/// A listener that is bound, or will be once its RDMA device is there.
 pub enum Bound {
     /// NVMe/TCP.
     Tcp(Listener),
@@ -31,6 +31,13 @@ impl Bound {
             Bound::Rdma(listener) => (Carrier::Rdma, listener.address),
         }
     }
+
+    fn waiting(&self) -> Waiting {
+        match self {
+            Bound::Tcp(_) => Waiting::default(),
+            Bound::Rdma(listener) => Rc::clone(&listener.waiting),
+        }
+    }
 }
 
 /// All listeners.
@@ -43,6 +50,7 @@ pub struct Listeners {
 struct Open {
     configured: Address,
     port: Port,
+    waiting: Waiting,
     task: JoinHandle<()>,
 }
 
@@ -60,7 +68,7 @@ impl Open {
 }
 
 impl Listeners {
-    /// Starts to accept on a bound socket.
+    /// Starts to accept.
     pub fn start(&self, target: &Rc<Target>, configured: Address, bound: Bound, declared: bool) {
         self.last_id.set(self.last_id.get().wrapping_add(1));
         let (carrier, address) = bound.address();
@@ -70,7 +78,11 @@ impl Listeners {
             address,
             declared,
         };
-        tracing::info!("listening on {carrier}://{address}");
+        let waiting = bound.waiting();
+        match &*waiting.borrow() {
+            None => tracing::info!("listening on {carrier}://{address}"),
+            Some(why) => tracing::error!("{why}; tried again each second"),
+        }
         let target = Rc::clone(target);
         let task = spawn_local(async move {
             match bound {
@@ -83,6 +95,7 @@ impl Listeners {
         self.open.borrow_mut().push(Open {
             configured,
             port,
+            waiting,
             task,
         });
     }
@@ -107,7 +120,8 @@ impl Listeners {
         }
     }
 
-    /// Listens on what subsystems name and nobody listens on, and stops where nobody asks for it any more. Failures are logged.
+    /// Listens on what subsystems name and nobody listens on, and stops where nobody asks for it any more. Failures are logged; an RDMA
+    /// device that is not there is waited for.
     pub async fn settle(&self, target: &Rc<Target>) {
         let mut named = Vec::new();
         for served in target.subsystems() {
@@ -128,6 +142,10 @@ impl Listeners {
             }
             match bind_one(&target.rdma, address) {
                 Ok(bound) => self.start(target, address, bound, false),
+                Err(error) if address.carrier == Carrier::Rdma => {
+                    let later = RdmaListener::later(address.socket, error.to_string());
+                    self.start(target, address, Bound::Rdma(later), false);
+                }
                 Err(error) => tracing::error!("{error}"),
             }
         }
@@ -159,7 +177,14 @@ impl Listeners {
         }
     }
 
-    /// Where hosts can connect.
+    /// Why nobody can connect at a port: its RDMA device is not there.
+    pub fn waits_for(&self, id: u16) -> Option<String> {
+        let open = self.open.borrow();
+        let port = open.iter().find(|open| open.port.id == id)?;
+        port.waiting.borrow().clone()
+    }
+
+    /// Where hosts can connect, or could if the devices were there.
     pub fn ports(&self) -> Vec<Port> {
         self.open.borrow().iter().map(|open| open.port).collect()
     }

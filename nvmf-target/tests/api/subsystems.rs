@@ -162,7 +162,8 @@ fn a_subsystem_is_served_only_where_it_was_told_to_be() {
     let error = target.refusal("nvmf_subsystem_add_listener", listener.clone());
     assert_eq!(error.code, code::EXISTS);
     let listeners = target.call("nvmf_subsystem_get_listeners", json!({"nqn": NQN}));
-    assert_eq!(listeners, json!([{"address": listen_address(own)}]));
+    let listening = json!([{"address": listen_address(own), "listening": true}]);
+    assert_eq!(listeners, listening);
     // Whoever came that way goes with it, and nobody listens there any more.
     target.call("nvmf_subsystem_remove_listener", listener.clone());
     let controllers = target.call("nvmf_subsystem_get_controllers", json!({"nqn": NQN}));

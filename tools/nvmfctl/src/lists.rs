@@ -114,10 +114,14 @@ pub fn hosts(client: &BlockingClient, nqn: &str) -> Result<Output, Error> {
 /// `nvmfctl listener list`.
 pub fn listeners(client: &BlockingClient, nqn: &str) -> Result<Output, Error> {
     let all = client.call("nvmf_subsystem_get_listeners", json!({ "nqn": nqn }))?;
-    let mut table = Table::new(&["TRANSPORT", "ADDRESS"]);
+    let mut table = Table::new(&["TRANSPORT", "ADDRESS", "LISTENING"]);
     for listener in items(&all) {
         let given = &listener["address"];
-        table.row([cell(&given["trtype"]), address(given)]);
+        let listening = match listener["reason"].as_str() {
+            Some(why) => format!("no: {why}"),
+            None => "yes".to_owned(),
+        };
+        table.row([cell(&given["trtype"]), address(given), listening]);
     }
     Ok(Output::Listed(all, table))
 }

@@ -7,12 +7,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::address::{self, GivenAddress};
-use super::subsystems::{find, listen_addresses, reading};
+use super::subsystems::{find, reading};
 use super::{OneSubsystem, check_target, register, unsupported};
 use crate::api::Methods;
 use crate::api::manager::{Manager, parse_subsystem, ports_of};
 use crate::api::state::State;
 use crate::control::association::{Association, EndReason};
+use crate::control::discovery::Port;
 use crate::control::listeners;
 use crate::control::live::{self, LiveError, Owner};
 
@@ -125,9 +126,16 @@ async fn apply(
 
 async fn get_listeners(manager: Rc<Manager>, params: OneSubsystem) -> Result<Value, RpcError> {
     let served = reading(&manager, &params)?;
-    let addresses = listen_addresses(&manager.target, &served);
-    Ok(addresses
-        .into_iter()
-        .map(|address| json!({ "address": address }))
-        .collect())
+    let listeners = &manager.target.listeners;
+    let ports = served.ports.borrow().among(&listeners.ports());
+    let describe = |port: &Port| {
+        let mut listener = json!({ "address": address::describe(port.at()) });
+        let waits_for = listeners.waits_for(port.id);
+        listener["listening"] = waits_for.is_none().into();
+        if let Some(why) = waits_for {
+            listener["reason"] = why.into();
+        }
+        listener
+    };
+    Ok(ports.iter().map(describe).collect())
 }

@@ -1,15 +1,16 @@
 //! Listening over RDMA, for as long as the listener lives, whatever becomes of the device meanwhile.
 //!
 //! An address belongs to a device, and what listened on it ends with that. A listener on a wildcard address is on no device: the kernel
-//! takes requests from all that there are, and come.
+//! takes requests from all that there are, and come. What the API made and no device has at the start is looked for as one that was removed.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use nvmf_io::verbs::{CmId, ProtectionDomain, VerbsError};
+use nvmf_io::verbs::{CmId, ProtectionDomain, VerbsError, close_removed};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -21,13 +22,30 @@ const BACKLOG: u16 = 128;
 /// How often a device that is gone is looked for.
 const RETURN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A listener that is bound; requests are looked at once it is served.
+/// Why a listener does not listen; `None` while it does.
+pub type Waiting = Rc<RefCell<Option<String>>>;
+
+/// A listener; requests are looked at once it is served.
 pub struct RdmaListener {
-    service: Rc<Service>,
-    /// The identifier and the device that it is on; none while the device is gone.
-    bound: Option<(CmId, Weak<ProtectionDomain>)>,
+    /// None while no device has the address.
+    bound: Option<Bound>,
+    /// Why there is none.
+    pub waiting: Waiting,
     /// The address it really has.
     pub address: SocketAddr,
+}
+
+/// An identifier that listens, and the device that it is on.
+struct Bound {
+    service: Rc<Service>,
+    id: CmId,
+    device: Weak<ProtectionDomain>,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        self.service.forget(self.id.key());
+    }
 }
 
 impl Rdma {
@@ -40,17 +58,27 @@ impl Rdma {
             };
             io::Error::new(kind, format!("cannot listen on rdma://{address}: {error}"))
         };
-        let service = self.service().map_err(explain)?;
-        let bound = service.listen(address).map_err(explain)?;
+        let bound = self.listen(address).map_err(explain)?;
         Ok(RdmaListener {
-            address: bound.0.local_addr().unwrap_or(address),
+            address: bound.id.local_addr().unwrap_or(address),
             bound: Some(bound),
+            waiting: Rc::default(),
+        })
+    }
+
+    fn listen(&self, address: SocketAddr) -> Result<Bound, VerbsError> {
+        let service = self.service()?;
+        let (id, device) = service.listen(address)?;
+        Ok(Bound {
             service,
+            id,
+            device,
         })
     }
 }
 
 impl Service {
+    /// An identifier that listens, and its device.
     fn listen(&self, address: SocketAddr) -> Result<(CmId, Weak<ProtectionDomain>), VerbsError> {
         let id = CmId::new(&self.channel)?;
         id.listen(address, BACKLOG)?;
@@ -63,59 +91,64 @@ impl Service {
 }
 
 impl RdmaListener {
+    /// A listener on an address that cannot be had now.
+    pub fn later(address: SocketAddr, why: String) -> Self {
+        Self {
+            bound: None,
+            waiting: Rc::new(RefCell::new(Some(why))),
+            address,
+        }
+    }
+
     /// Takes connection requests until it is dropped.
     pub async fn serve(mut self, target: &Rc<Target>) {
         let address = self.address;
-        if let Err(error) = self.service.attend(target) {
-            tracing::error!("RDMA connections cannot be taken: {error}");
-            return std::future::pending().await;
-        }
+        let mut again = "";
         loop {
+            let bound = match self.bound.take() {
+                Some(bound) => bound,
+                None => {
+                    let bound = self.wait_for_device(&target.rdma).await;
+                    tracing::info!("listening on rdma://{address}{again}");
+                    bound
+                }
+            };
+            self.waiting.replace(None);
+            if let Err(error) = bound.service.attend(target) {
+                tracing::error!("RDMA connections cannot be taken: {error}");
+                return std::future::pending().await;
+            }
             let gone = watch::Sender::new(false);
             let mut is_gone = gone.subscribe();
-            if let Some((id, device)) = &self.bound {
-                let route = Route {
-                    to: To::Listener(gone),
-                    device: device.clone(),
-                };
-                self.service.routes.borrow_mut().insert(id.key(), route);
-            }
-            // The sender lives as long as the route, which ends below.
+            let route = Route {
+                to: To::Listener(gone),
+                device: bound.device.clone(),
+            };
+            let routes = &bound.service.routes;
+            routes.borrow_mut().insert(bound.id.key(), route);
+            // The sender lives as long as the route, which ends with what is bound.
             let _ = is_gone.wait_for(|gone| *gone).await;
-            tracing::error!(
-                "not listening on rdma://{address}: its RDMA device was removed; hosts can connect again once it is back"
-            );
-            self.unbind();
-            self.bound = Some(self.wait_for_device().await);
-            tracing::info!("listening on rdma://{address} again");
+            let why = "its RDMA device was removed; hosts can connect again once it is back";
+            tracing::error!("not listening on rdma://{address}: {why}");
+            self.waiting.replace(Some(why.to_owned()));
+            again = " again";
         }
     }
 
-    async fn wait_for_device(&self) -> (CmId, Weak<ProtectionDomain>) {
+    async fn wait_for_device(&self, rdma: &Rdma) -> Bound {
         loop {
             sleep(RETURN_INTERVAL).await;
             // A device that is on its way out would still take the address.
-            if !self.service.leaving.borrow().is_empty() {
+            if rdma.has_leaving() {
                 continue;
             }
-            match self.service.listen(self.address) {
+            match rdma.listen(self.address) {
                 Ok(bound) => return bound,
                 Err(error) => {
                     tracing::debug!("still not listening on rdma://{}: {error}", self.address);
+                    close_removed();
                 }
             }
         }
-    }
-
-    fn unbind(&mut self) {
-        if let Some((id, _)) = self.bound.take() {
-            self.service.forget(id.key());
-        }
-    }
-}
-
-impl Drop for RdmaListener {
-    fn drop(&mut self) {
-        self.unbind();
     }
 }

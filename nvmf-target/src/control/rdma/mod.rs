@@ -36,7 +36,7 @@ use crate::config::limits::IO_QUEUES;
 use crate::rdma::{DeviceStats, MAX_IN_CAPSULE_BYTES, Registrars, send_entries};
 
 pub use greeting::Greeted;
-pub use listener::RdmaListener;
+pub use listener::{RdmaListener, Waiting};
 pub use pump::{Pulse, RdmaPump};
 
 /// Most memory for receives and data of admin queues, taken as it is needed: an admin queue of 32 entries posts 128 KiB.
@@ -107,6 +107,12 @@ impl Rdma {
             followed: Cell::new(false),
         });
         Ok(Rc::clone(self.service.get_or_init(|| service)))
+    }
+
+    /// Whether somebody still uses a device that is gone.
+    fn has_leaving(&self) -> bool {
+        let service = self.service.get();
+        service.is_some_and(|service| !service.leaving.borrow().is_empty())
     }
 
     /// A connection that a shard had is gone.
