@@ -141,7 +141,7 @@ impl SharedMemory {
         self.granules(offset, range.end - range.start, |from, len| {
             // SAFETY: `len` bytes at `from` are in the mapping, their stripe is held, and `len` is at most a granule.
             unsafe { std::ptr::copy_nonoverlapping(from, theirs.as_mut_ptr(), len) };
-            buf.copy_out(at, &mut mine[..len]);
+            buf.peek(at, &mut mine[..len]);
             equal &= mine[..len] == theirs[..len];
             at += len as u32;
         });

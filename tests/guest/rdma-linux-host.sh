@@ -56,6 +56,10 @@ size = "64M"
 nsid = 3
 kind = "null"
 size = "1G"
+[[subsystem.namespace]]
+nsid = 4
+kind = "block"
+path = "$(scratch_disk 64M)"
 TOML
   nvmf-target --config "$CONFIG" --check
 }
@@ -99,7 +103,7 @@ check 'capsules wrong in each field are refused with the status for it' rdma-pee
 attach() {
   nvme connect "${AT[@]}" -n $NQN "$@"
   local nsid
-  for nsid in 1 2 3; do wait_until 20 ns_dev $NQN $nsid; done
+  for nsid in 1 2 3 4; do wait_until 20 ns_dev $NQN $nsid; done
 }
 detached() { ! ctrl_dev $NQN; }
 detach() {
@@ -262,20 +266,23 @@ late_gone() {
 }
 check 'and goes again' late_gone
 
-# work: the work requests and completions of I/O queues so far, as counters of the target: lines of NAME=NUMBER.
+# work: the work requests and completions of I/O queues so far, and the bytes copied, as counters of the target: lines of NAME=NUMBER.
 work() {
-  nvmfctl rpc nvmf_get_stats | jq -r '[.poll_groups[] | select(.name != "control") | .transports[] | select(.trtype == "RDMA").devices[]]
-    | map(to_entries[] | select(.value | type == "number")) | group_by(.key)[] | "\(.[0].key)=\(map(.value) | add)"'
+  nvmfctl rpc nvmf_get_stats | jq -r '[.poll_groups[] | select(.name != "control")]
+    | { copied_bytes: map(.copied_bytes) | add }
+      + ([.[].transports[] | select(.trtype == "RDMA").devices[]]
+        | map(to_entries[] | select(.value | type == "number")) | group_by(.key) | map({ (.[0].key): map(.value) | add }) | add)
+    | to_entries[] | "\(.key)=\(.value)"'
 }
-# per_io COMMANDS FIO-ARGS: runs fio for so many commands, and prints what each took.
+# per_io NSID COMMANDS FIO-ARGS: runs fio for so many commands, and prints what each took.
 per_io() {
-  local commands=$1 before
+  local nsid=$1 commands=$2 before
   before=$(work)
-  shift
-  fio --name=count --filename="$(ns_dev $NQN 1)" --direct=1 --ioengine=io_uring --iodepth=16 --number_ios="$commands" --size=200M "$@" >/dev/null
+  shift 2
+  fio --name=count --filename="$(ns_dev $NQN "$nsid")" --direct=1 --ioengine=io_uring --iodepth=16 --number_ios="$commands" --size=60M --io_size=1G "$@" >/dev/null
   paste -d= <(echo "$before") <(work) | awk -F= -v n="$commands" '{ printf "%s %.2f\n", $1, ($4 - $2) / n }'
 }
-# takes SENDS READS WRITES COMMANDS FIO-ARGS: so many work requests a command, no registration, and at most a completion for each.
+# takes SENDS READS WRITES NSID COMMANDS FIO-ARGS: so many work requests a command, no registration, no copy, and at most a completion for each.
 takes() {
   local cost
   cost=$(per_io "${@:4}")
@@ -285,17 +292,29 @@ takes() {
   grep -qx "write_wrs $3" <<<"$cost"
   grep -qx 'total_recv_wrs 1.00' <<<"$cost"
   grep -qx 'registrations 0.00' <<<"$cost"
+  grep -qx 'copied_bytes 0.00' <<<"$cost"
   awk -v reads="$2" '$1 == "signalled_wrs" { s = $2 } $1 == "send_doorbell_updates" { d = $2 } END { exit !(s <= d + reads && d <= 2) }' <<<"$cost"
 }
 counted() {
   attach -i 1
-  per_io $COUNT --rw=randread --bs=64k >/dev/null # from here on everything is registered
+  per_io 1 $COUNT --rw=randread --bs=64k >/dev/null # from here on everything is registered
 }
 check 'connect, to count what commands take' counted
-check 'a read takes a WRITE and a SEND' takes 1.00 0.00 1.00 $COUNT --rw=randread --bs=4k
-check 'a write of 4 KiB takes a SEND' takes 1.00 0.00 0.00 $COUNT --rw=randwrite --bs=4k
-check 'a write of 64 KiB takes a READ and a SEND' takes 1.00 1.00 0.00 $COUNT --rw=randwrite --bs=64k
+# What a memory namespace copies is its own, as what a disk does is.
+for kind in 1:file 2:memory 4:block; do
+  check "${kind#*:}: a read takes a WRITE and a SEND, and no copy" takes 1.00 0.00 1.00 "${kind%:*}" $COUNT --rw=randread --bs=4k
+  check "${kind#*:}: a write of 4 KiB takes a SEND, and no copy" takes 1.00 0.00 0.00 "${kind%:*}" $COUNT --rw=randwrite --bs=4k
+  check "${kind#*:}: a write of 64 KiB takes a READ and a SEND, and no copy" takes 1.00 1.00 0.00 "${kind%:*}" $COUNT --rw=randwrite --bs=64k
+done
 check 'disconnect after counting' detach
+# The count is not 0 where there are copies: over TCP data in capsules are copied once.
+copied_over_tcp() {
+  nvme connect -t tcp -a 127.0.0.1 -s 4420 -n $NQN
+  wait_until 20 ns_dev $NQN 1
+  per_io 1 $COUNT --rw=randwrite --bs=4k | tee /dev/stderr | grep -qx 'copied_bytes 4096.00'
+  detach
+}
+check 'copies are counted where there are some' copied_over_tcp
 
 # Each reader ends with an error as soon as its device goes away, and never before.
 reader() { while dd if="$1" of=/dev/null bs=4k iflag=direct 2>/dev/null; do :; done; }
@@ -346,7 +365,7 @@ over() {
 live_over() { [ "$(cat "/sys/class/nvme/$(basename "$(over "$1")")/state")" = live ]; }
 two_ways() {
   local paths=(/sys/class/nvme/nvme*/nvme*c*n*)
-  live_over rdma && live_over tcp && [ ${#paths[@]} -ge 6 ] # three namespaces, twice
+  live_over rdma && live_over tcp && [ ${#paths[@]} -ge 8 ] # four namespaces, twice
 }
 one_way() { ! over rdma; }
 check 'RDMA and TCP to one namespace at once' both

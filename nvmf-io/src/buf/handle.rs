@@ -14,6 +14,21 @@ use crate::sys::mmap::Mapping;
 /// Bytes copied at a time where a buffer cannot be borrowed because the kernel may be writing elsewhere in it.
 const BOUNCE_BYTES: usize = 4096;
 
+thread_local! {
+    static COPIED_BYTES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Bytes that this thread has copied into buffers, out of them and between them so far: by [`Buf::copy_in`], [`Buf::copy_out`] and
+/// [`Buf::copy_from`].
+pub fn copied_bytes() -> u64 {
+    COPIED_BYTES.get()
+}
+
+#[inline]
+fn count_copied(bytes: usize) {
+    COPIED_BYTES.set(COPIED_BYTES.get() + bytes as u64);
+}
+
 /// Bookkeeping of one buffer; lives in its chunk's header slab, apart from the data.
 pub(super) struct Header {
     /// Handles alive; 0 while the buffer is on its free list.
@@ -125,6 +140,7 @@ impl Buf {
 
     /// Copies `bytes` to `offset`.
     pub fn copy_in(&self, offset: u32, bytes: &[u8]) {
+        count_copied(bytes.len());
         let to = self.at_mut(&span(offset, bytes.len()));
         // SAFETY: the range lies in the buffer. No reference to these bytes exists: `get_mut` has no live slice
         // (this handle is borrowed), `readers` is 0. Source and destination may not overlap, since `bytes` is a
@@ -134,6 +150,12 @@ impl Buf {
 
     /// Copies from `offset` into `bytes`, all of it.
     pub fn copy_out(&self, offset: u32, bytes: &mut [u8]) {
+        count_copied(bytes.len());
+        self.peek(offset, bytes);
+    }
+
+    /// The same for a look at the bytes that is no way to another place for them: for checksums and comparisons.
+    pub(crate) fn peek(&self, offset: u32, bytes: &mut [u8]) {
         let from = self.at(&span(offset, bytes.len()));
         // SAFETY: the range lies in the buffer and is initialised; `bytes` is a unique reference, so it is elsewhere.
         unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
@@ -142,6 +164,7 @@ impl Buf {
     /// Copies `range` of `source` to `offset`; both may be the same buffer.
     pub fn copy_from(&self, offset: u32, source: &Buf, range: Range<u32>) {
         let len = (range.end - range.start) as usize;
+        count_copied(len);
         let from = source.at(&range);
         let to = self.at_mut(&span(offset, len));
         // SAFETY: both ranges were checked, and `copy` allows them to overlap.
@@ -224,7 +247,7 @@ impl Buf {
         let mut at = range.start;
         while at < range.end {
             let piece = &mut bounce[..((range.end - at) as usize).min(BOUNCE_BYTES)];
-            self.copy_out(at, piece);
+            self.peek(at, piece);
             if !see(piece) {
                 return false;
             }

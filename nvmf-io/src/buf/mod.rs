@@ -14,7 +14,7 @@ mod pool;
 
 pub use detached::DetachedBuf;
 pub(crate) use handle::KernelWrite;
-pub use handle::{Buf, BufRef};
+pub use handle::{Buf, BufRef, copied_bytes};
 pub(crate) use pool::Fixed;
 pub use pool::{BufPool, CLASS_BYTES, PoolConfig, Spare, ZERO_BYTES};
 

@@ -22,6 +22,7 @@ fn bytes_go_in_and_out() {
     let pool = smallest();
     let buf = pool.alloc(100).unwrap();
     assert_eq!(buf.len(), 100);
+    let before = copied_bytes();
     buf.copy_in(0, &[1; 100]);
     buf.copy_in(98, &[2; 2]);
     buf.fill(10..20, 3);
@@ -46,6 +47,7 @@ fn bytes_go_in_and_out() {
     assert_eq!(buf.crc32c(0..100, 0), crc32c::crc32c(&out));
     let half = buf.crc32c(0..50, 0);
     assert_eq!(buf.crc32c(50..100, half), crc32c::crc32c(&out));
+    assert_eq!(copied_bytes() - before, 100 + 2 + 100 + 10 + 100 + 96);
 }
 
 #[test]

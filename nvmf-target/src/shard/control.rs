@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use nvme_proto::wire::{Nsid, Qid};
+use nvmf_io::buf::copied_bytes;
 use nvmf_io::verbs::IdKey;
 
 use super::message::{
@@ -247,7 +248,6 @@ impl Shard {
                     qid: queue.qid,
                     in_flight: queue.wire.queue().in_flight() as u32,
                     commands: queue.commands,
-                    copied_bytes: queue.wire.copied_bytes(),
                 })
                 .collect(),
             buffers_in_use: self.cx.pool.in_use() as u64,
@@ -255,6 +255,7 @@ impl Shard {
             waiting_for_buffer: self.queues().map(|queue| waiting(queue) as u64).sum(),
             enters: self.cx.enters,
             busy_turns: self.busy_turns,
+            copied_bytes: copied_bytes(),
             rdma: self.cx.registrars.stats(),
         }
     }

@@ -194,6 +194,9 @@ pub struct ShardStats {
     pub enters: u64,
     /// Turns of the loop that found something to do.
     pub busy_turns: u64,
+    /// Bytes of payload that were copied between wire and storage, of all connections so far: over TCP of data in capsules at most, never of transferred
+    /// data; over RDMA none. What the storage itself copies, as memory does, is not in it.
+    pub copied_bytes: u64,
     /// What it did on RDMA devices.
     pub rdma: Vec<DeviceStats>,
 }
@@ -209,7 +212,4 @@ pub struct QueueStats {
     pub in_flight: u32,
     /// Commands received since the connection was adopted.
     pub commands: u64,
-    /// Bytes of payload that were copied between being received and being where their command has them: of data in capsules at most, never
-    /// of transferred data.
-    pub copied_bytes: u64,
 }

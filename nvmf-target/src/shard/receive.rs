@@ -99,8 +99,6 @@ pub(super) struct Rx {
     single: u32,
     /// For the steps, made when it is first needed; here unless it is in flight.
     scatter: Option<Box<RxScatter>>,
-    /// Payload that was copied, in bytes.
-    copied_bytes: u64,
     /// The turn of the last first look, and the commands that it may still handle.
     first: (u64, u32),
 }
@@ -120,7 +118,6 @@ impl Rx {
             owed: 0,
             single: 0,
             scatter: None,
-            copied_bytes: 0,
             first: (0, 0),
         }
     }
@@ -147,11 +144,6 @@ impl Rx {
     /// They have come, or nobody wants them any more.
     pub(super) fn no_longer_expect(&mut self) {
         self.owed -= 1;
-    }
-
-    /// Payload that was copied from where it was received into a command's buffer, in bytes.
-    pub(super) fn copied_bytes(&self) -> u64 {
-        self.copied_bytes
     }
 
     /// No receive is in flight.
@@ -309,9 +301,7 @@ impl Queue {
                 } => {
                     // Without a buffer the data go nowhere, as those of writes to the null namespace do.
                     if let Some(data) = &self.slots[slot].data {
-                        let payload = &input[range];
-                        data.copy_in(offset, payload);
-                        self.tcp().rx.copied_bytes += payload.len() as u64;
+                        data.copy_in(offset, &input[range]);
                     }
                 }
                 Received::DataReady { slot } => {

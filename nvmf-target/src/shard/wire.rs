@@ -133,12 +133,4 @@ impl Wire {
             tcp.rx.no_longer_expect();
         }
     }
-
-    /// Payload that was copied while it was received, in bytes.
-    pub(super) fn copied_bytes(&self) -> u64 {
-        match self {
-            Wire::Tcp(tcp) => tcp.rx.copied_bytes(),
-            Wire::Rdma(_) => 0,
-        }
-    }
 }

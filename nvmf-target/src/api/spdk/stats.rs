@@ -127,6 +127,7 @@ async fn get_stats(manager: Rc<Manager>, params: GetStats) -> Result<Value, RpcE
             "pending_bdev_io": pending,
             "completed_nvme_io": completed,
             "buffers_in_use": stats.buffers_in_use,
+            "copied_bytes": stats.copied_bytes,
             "transports": transports(Some(stats.waiting_for_buffer), &stats.rdma),
         }));
     }
