@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nvme_proto::wire::event::keep_alive_sqe;
-use nvme_proto::wire::fabrics::PropertySqe;
+use nvme_proto::wire::fabrics::{InvalidParameter, PropertySqe};
 use nvme_proto::wire::feature::{AsyncEventConfig, FeatureId, NumberOfQueues, SetFeatures};
 use nvme_proto::wire::identify::flags::{Ctratt, Oaes, Oncs, Vwc};
 use nvme_proto::wire::identify::{
@@ -201,7 +201,18 @@ impl Association {
             in_capsule_bytes: self.identify.in_capsule_bytes(),
             kato_ms: 0,
         };
-        Link::connect(&spec).await
+        match Link::connect(&spec).await {
+            // There is no such controller any more, which the target says with Do Not Retry. That holds for this association, and the next one
+            // has another controller.
+            Err(ConnectError::Refused {
+                parameter: Some(InvalidParameter::CNTLID),
+                ..
+            }) => Err(ConnectError::Admin {
+                command: "Connect (I/O queue)",
+                source: AdminError::Ended("the target has ended the association".to_owned()),
+            }),
+            result => result,
+        }
     }
 
     /// Bounds of one command, from Identify Controller and its NVM part.
@@ -298,6 +309,34 @@ impl Association {
             .command(keep_alive_sqe(), AdminData::None)
             .await
             .map(drop)
+    }
+
+    /// How often to think of Keep Alive; zero for never. Where traffic can stand in for it, twice as often as otherwise: traffic
+    /// right after one look lets the next one pass, and the one after that must still come well within the time-out.
+    pub fn keep_alive_period(&self) -> Duration {
+        let looks = if self.has_traffic_based_keep_alive() {
+            4
+        } else {
+            2
+        };
+        Duration::from_millis(u64::from(self.kato_ms) / looks)
+    }
+
+    /// Does what may take long without a word on the admin queue, and says there meanwhile that this host is alive.
+    pub async fn kept_alive<T>(
+        &self,
+        work: impl Future<Output = Result<T, ConnectError>>,
+    ) -> Result<T, ConnectError> {
+        let every = self.keep_alive_period();
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = sleep(every), if !every.is_zero() => {
+                    self.command("Keep Alive", keep_alive_sqe(), AdminData::None).await?;
+                }
+            }
+        }
     }
 
     async fn csts(&self) -> Result<Csts, ConnectError> {

@@ -266,11 +266,15 @@ impl Fresh {
                 needed: needed_queues,
             });
         }
-        let mut queues = Vec::with_capacity(granted.into());
-        for qid in 1..=granted {
-            let link = association.connect_io_queue(target, host, Qid(qid));
-            queues.push(link.await?.into_wire()?);
-        }
+        let connecting = async {
+            let mut queues = Vec::with_capacity(granted.into());
+            for qid in 1..=granted {
+                let link = association.connect_io_queue(target, host, Qid(qid));
+                queues.push(link.await?.into_wire()?);
+            }
+            Ok::<_, ConnectError>(queues)
+        };
+        let queues = association.kept_alive(connecting).await?;
         let namespaces = scan(&association, spec.which).await?;
         Ok(Fresh {
             association,
@@ -424,11 +428,11 @@ impl Task {
     }
 
     async fn serve_association(&mut self, association: &Association) -> Over {
-        let keep_alive_every = keep_alive_period(
-            association.kato_ms,
-            association.has_traffic_based_keep_alive(),
-        );
+        let keep_alive_every = association.keep_alive_period();
         let mut keep_alive_at = TokioInstant::now() + keep_alive_every;
+        // What was heard until now was heard before the first period.
+        association.admin.take_heard();
+        let mut just_said = false;
         let request_event = || {
             Box::pin(
                 association
@@ -468,9 +472,10 @@ impl Task {
                 },
                 () = sleep_until(keep_alive_at), if !keep_alive_every.is_zero() => {
                     keep_alive_at = TokioInstant::now() + keep_alive_every;
-                    if let Err(error) = self.keep_alive(association).await {
-                        return Over::Lost(format!("keep-alive: {error}"));
-                    }
+                    just_said = match self.keep_alive(association, just_said).await {
+                        Ok(said) => said,
+                        Err(error) => return Over::Lost(format!("keep-alive: {error}")),
+                    };
                 }
                 command = self.commands.recv() => match command {
                     None => return Over::Disconnect(Disconnect(None)),
@@ -487,16 +492,20 @@ impl Task {
         }
     }
 
-    /// Keep Alive, unless traffic has said the same already.
-    async fn keep_alive(&self, association: &Association) -> Result<(), AdminError> {
+    /// Keep Alive, unless traffic has said the same since the last look, or Keep Alive at the last look; whether it was sent.
+    async fn keep_alive(
+        &self,
+        association: &Association,
+        just_said: bool,
+    ) -> Result<bool, AdminError> {
         let heard = association.admin.take_heard() | self.traffic.swap(false, Ordering::Relaxed);
-        if heard && association.has_traffic_based_keep_alive() {
-            return Ok(());
+        if association.has_traffic_based_keep_alive() && (heard || just_said) {
+            return Ok(false);
         }
         association.keep_alive().await?;
         // Its own answer is no traffic that could stand in for the next one.
         association.admin.take_heard();
-        Ok(())
+        Ok(true)
     }
 
     async fn on_event(
@@ -773,12 +782,6 @@ impl Task {
     fn instant(&self, at_ms: u64) -> TokioInstant {
         TokioInstant::from_std(self.started + Duration::from_millis(at_ms))
     }
-}
-
-/// How often to think of Keep Alive; zero for never. Where traffic can stand in for it, twice as often as otherwise: traffic
-/// right after one look lets the next one pass, and the one after that must still come well within the time-out.
-fn keep_alive_period(kato_ms: u32, traffic_based: bool) -> Duration {
-    Duration::from_millis(u64::from(kato_ms) / if traffic_based { 4 } else { 2 })
 }
 
 /// What a command means while there is no association.

@@ -3,7 +3,7 @@
 //! Everything that changes it (a connect's end, the controller's events, a disconnect) holds its lock, so that a device is
 //! made, resized and removed by one at a time; what `list` shows is a copy that is renewed after each change.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -59,6 +59,8 @@ pub(crate) struct Attachment {
     inner: Mutex<Inner>,
     status: RefCell<ControllerStatus>,
     record: RefCell<ControllerRecord>,
+    /// Whether the next daemon will find it at all.
+    is_written: Cell<bool>,
 }
 
 struct Inner {
@@ -124,6 +126,7 @@ impl Attachment {
                 first_shard: spec.first_shard,
                 namespaces: spec.remembered,
             }),
+            is_written: Cell::new(false),
             name: spec.name,
             request: spec.request,
             form: spec.form,
@@ -179,7 +182,7 @@ impl Attachment {
             );
             inner.namespaces.push(namespace);
         }
-        self.publish(node, &inner);
+        self.publish(node, &inner).await;
         problems
     }
 
@@ -254,7 +257,7 @@ impl Attachment {
                 inner.info = info;
             }
         }
-        self.publish(node, &inner);
+        self.publish(node, &inner).await;
     }
 
     /// Who uses the devices, if anybody does.
@@ -308,7 +311,7 @@ impl Attachment {
         }
         if result.is_err() {
             inner.namespaces = namespaces;
-            self.publish(node, &inner);
+            self.publish(node, &inner).await;
             return result;
         }
         self.handle.disconnect().await;
@@ -529,8 +532,12 @@ impl Attachment {
         }
     }
 
-    /// Renews what `list` shows and what the next daemon will find.
-    fn publish(&self, node: &Node, inner: &Inner) {
+    /// Renews what the next daemon will find, and then what `list` shows and others wait for.
+    async fn publish(&self, node: &Node, inner: &Inner) {
+        let namespaces = inner.namespaces.iter().map(Namespace::record).collect();
+        if self.remember(namespaces) || !self.is_written.replace(true) {
+            node.save().await;
+        }
         let mut status = self.status.borrow_mut();
         status.state.clone_from(&inner.state);
         let Cntlid(cntlid) = inner.info.cntlid;
@@ -544,10 +551,18 @@ impl Attachment {
             .iter()
             .map(|ns| ns.status(self.form))
             .collect();
-        self.record.borrow_mut().namespaces =
-            inner.namespaces.iter().map(Namespace::record).collect();
         drop(status);
-        node.save();
+        node.changed.notify_waiters();
+    }
+
+    /// Whether this is anything new.
+    fn remember(&self, namespaces: Vec<NamespaceRecord>) -> bool {
+        let mut record = self.record.borrow_mut();
+        if record.namespaces == namespaces {
+            return false;
+        }
+        record.namespaces = namespaces;
+        true
     }
 }
 

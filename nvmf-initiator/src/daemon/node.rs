@@ -18,7 +18,7 @@ use super::attach::Association;
 use super::attachment::{Attachment, AttachmentSpec, LIVE, Remains};
 use super::keeper::{Held, Keeper, pause_after};
 use super::shard::DeviceShard;
-use super::state::{ControllerRecord, State};
+use super::state::{ControllerRecord, Saver, State};
 use crate::block::{BlockForm, DeviceError};
 use crate::core::controller::{self, Connected, ControllerInfo, ControllerSpec, Resumed};
 use crate::core::error::ConnectError;
@@ -38,6 +38,7 @@ pub(crate) struct Node {
     next: Cell<u32>,
     /// What the daemon before left is being taken up; the state is not written.
     is_resuming: Cell<bool>,
+    saver: Saver,
     /// Told whenever a controller came, went or changed.
     pub changed: Notify,
 }
@@ -53,6 +54,7 @@ impl Node {
             names: RefCell::default(),
             next: Cell::new(0),
             is_resuming: Cell::new(false),
+            saver: Saver::default(),
             changed: Notify::new(),
         })
     }
@@ -91,12 +93,12 @@ impl Node {
         self.names.borrow_mut().remove(name);
     }
 
-    /// Writes down what the next daemon must know.
-    pub fn save(&self) {
+    /// Writes down what the next daemon must know; returns when it is written.
+    pub async fn save(&self) {
         if self.is_resuming.get() {
             return;
         }
-        let state = State {
+        let state = || State {
             next: self.next.get(),
             controllers: self
                 .attachments
@@ -106,10 +108,7 @@ impl Node {
                 .collect(),
             ..State::default()
         };
-        if let Err(error) = state.write(&self.run) {
-            tracing::error!(%error, "a daemon that comes after this one will not find its devices");
-        }
-        self.changed.notify_waiters();
+        self.saver.save(&self.run, state).await;
     }
 
     /// Has a keeper for as long as the daemon lives: another one when it dies, which is given everything once more.
@@ -211,7 +210,7 @@ impl Node {
                 tracing::warn!(name, %error, "cannot release descriptors");
             }
         }
-        self.save();
+        self.save().await;
         self.changed.notify_waiters();
     }
 
@@ -392,7 +391,7 @@ impl Node {
             if let Err(error) = attachment.disconnect(self, true).await {
                 tracing::warn!(%error, "a device is left behind");
             }
-            self.forget(&attachment);
+            self.forget(&attachment).await;
             return Err(FailureKind::System.because(problems.join("; ")));
         }
         tokio_uring::spawn(attachment.clone().follow(self.clone(), events));
@@ -453,17 +452,17 @@ impl Node {
                 .disconnect(self, force)
                 .await
                 .map_err(|error| failure_of_device(&error))?;
-            self.forget(attachment);
+            self.forget(attachment).await;
             names.push(attachment.name().to_owned());
         }
         Ok(Reply::Disconnected(names))
     }
 
-    fn forget(&self, attachment: &Rc<Attachment>) {
+    async fn forget(&self, attachment: &Rc<Attachment>) {
         self.attachments
             .borrow_mut()
             .retain(|other| !Rc::ptr_eq(other, attachment));
-        self.save();
+        self.save().await;
         self.changed.notify_waiters();
     }
 

@@ -238,9 +238,18 @@ async fn answer(
             Err(failure) => Reply::Failed(failure),
         },
     };
-    let mut line = serde_json::to_vec(&reply)?;
+    // A list of hundreds takes longer than others should wait for this thread.
+    let line = match reply {
+        Reply::List(_) => tokio::task::spawn_blocking(move || line_of(&reply)).await?,
+        reply => line_of(&reply),
+    };
+    write_all(stream, &line?).await
+}
+
+fn line_of(reply: &Reply) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
-    write_all(stream, &line).await
+    Ok(line)
 }
 
 fn parse(line: &[u8]) -> Result<Request, Failure> {

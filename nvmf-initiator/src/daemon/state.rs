@@ -2,12 +2,17 @@
 //!
 //! The file is replaced whole, so that it is either the old or the new one, and it is written before a connect is answered:
 //! what the user was told of survives. It lies in a folder that a reboot empties, as a reboot ends every connection.
+//!
+//! It holds all that is connected, so that its length grows with every connect. It is therefore written by a thread of its own, and
+//! once for all who wait: hundreds of connects at once would keep the control thread from keeping their associations alive.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 
 use super::RunDir;
 use super::api::ConnectRequest;
@@ -110,6 +115,35 @@ impl State {
     }
 }
 
+/// Whoever writes the file.
+#[derive(Debug, Default)]
+pub(crate) struct Saver {
+    /// Counts who asked.
+    asked: Cell<u64>,
+    /// For how many of them it is written.
+    saved: Cell<u64>,
+    turn: Mutex<()>,
+}
+
+impl Saver {
+    /// Returns when what `state` tells now is written, by this call or by another that began later.
+    pub async fn save(&self, run: &RunDir, state: impl Fn() -> State) {
+        let own = self.asked.get() + 1;
+        self.asked.set(own);
+        let _turn = self.turn.lock().await;
+        if self.saved.get() >= own {
+            return;
+        }
+        let all = self.asked.get();
+        let (state, run) = (state(), run.clone());
+        let written = tokio::task::spawn_blocking(move || state.write(&run)).await;
+        if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            tracing::error!(%error, "a daemon that comes after this one will not find its devices");
+        }
+        self.saved.set(all);
+    }
+}
+
 fn named(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
@@ -188,5 +222,39 @@ mod tests {
             error.contains("version 99") && error.contains("state.json"),
             "{error}"
         );
+    }
+    #[tokio::test]
+    async fn many_who_save_at_once_share_few_writes() {
+        const WRITERS: u32 = 200;
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::new(folder.path());
+        let (saver, next, writes) = (Saver::default(), Cell::new(0), Cell::new(0));
+        let save = || async {
+            next.set(next.get() + 1);
+            let own = next.get();
+            let state = || {
+                writes.set(writes.get() + 1);
+                State {
+                    next: next.get(),
+                    ..State::default()
+                }
+            };
+            saver.save(&run, state).await;
+            // Whatever was told to it before is in the file by now.
+            assert!(State::read(&run).unwrap().next >= own);
+        };
+        let mut all = (0..WRITERS).map(|_| Box::pin(save())).collect::<Vec<_>>();
+        std::future::poll_fn(|context| {
+            all.retain_mut(|one| one.as_mut().poll(context).is_pending());
+            match all.is_empty() {
+                true => std::task::Poll::Ready(()),
+                false => std::task::Poll::Pending,
+            }
+        })
+        .await;
+        // The first for itself, the second for all the others.
+        assert_eq!((next.get(), writes.get()), (WRITERS, 2));
+        save().await;
+        assert_eq!(writes.get(), 3);
     }
 }

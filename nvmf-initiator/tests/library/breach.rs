@@ -16,7 +16,7 @@ use crate::target::{eventually, session_config};
 /// PDUs put together byte by byte.
 #[path = "../../../nvme-proto/tests/tcp/support/raw.rs"]
 #[allow(dead_code, reason = "nvme-proto's tests use the rest")]
-mod raw;
+pub mod raw;
 
 use raw::{LAST, Raw, SUCCESS};
 

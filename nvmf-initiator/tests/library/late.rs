@@ -3,10 +3,14 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nvme_proto::tcp::TcpParams;
+use nvme_proto::wire::fabrics::InvalidParameter;
+use nvme_proto::wire::{Cqe, Qid, Sqe, Status};
 use nvmf_initiator::handle::Namespace;
 
+use crate::breach::raw;
 use crate::handle::block_on;
-use crate::puppet::{Aborts, Puppet, Script, timed};
+use crate::puppet::{Aborts, Moment, Puppet, Script, timed};
 use crate::target::{eventually, session_config};
 
 /// Time-outs are looked for twice a second; these are as short as still lets them be told apart.
@@ -100,6 +104,54 @@ fn a_command_that_cannot_be_aborted_ends_the_association_and_is_held() {
     });
     assert_eq!(block_on(disk.read(9, 1)).unwrap(), vec![0x77; 512]);
     assert_eq!(block_on(disk.read(10, 1)).unwrap(), original(10, 1));
+    block_on(disk.close());
+}
+
+/// The time-out of the association is shorter than what its queues take to connect.
+#[test]
+fn a_host_whose_queues_connect_slowly_says_that_it_is_alive() {
+    let puppet = Puppet::start(Script {
+        keep_alives_before_queues: 3,
+        ..Script::default()
+    });
+    let options = "&nr_io_queues=1&keep_alive_tmo=1";
+    let disk = Namespace::connect_blocking(&puppet.url(options), session_config()).unwrap();
+    assert_eq!(block_on(disk.read(3, 5)).unwrap(), original(3, 5));
+    puppet.see(|seen| {
+        assert_eq!((seen.admin_connects, seen.io_connects), (1, 1));
+        assert!(seen.keep_alives >= 3);
+    });
+    block_on(disk.close());
+}
+
+/// The target ends an association before its queues are connected, as one that had no processor for too long may: it refuses them, and
+/// rightly says that trying that again is of no use.
+#[test]
+fn a_refusal_that_concerns_one_association_does_not_end_the_next() {
+    let puppet = Puppet::start(Script {
+        silent: true,
+        aborts: Aborts::TooLate,
+        ..Script::default()
+    });
+    let disk = connect(&puppet);
+    std::thread::scope(|scope| {
+        let read = scope.spawn(|| block_on(disk.read(3, 5)));
+        eventually("an Abort", || puppet.see(|seen| seen.aborts.len() == 1));
+        puppet.script(|script| {
+            let refuse = |params: &TcpParams, connect: &Sqe| {
+                let status = Status::CONNECT_INVALID_PARAMETERS.dnr();
+                let no_such = InvalidParameter::CNTLID.to_result();
+                raw::response(params, &Cqe::new(connect.cid(), 0, status, no_such)).bytes()
+            };
+            script.breach = Some((Moment::Connect(Qid(1)), Box::new(refuse)));
+            script.silent = false;
+        });
+        assert_eq!(read.join().unwrap().unwrap(), original(3, 5));
+    });
+    puppet.see(|seen| {
+        assert_eq!(seen.breaches.len(), 1, "the refusal");
+        assert_eq!(seen.admin_connects, 3);
+    });
     block_on(disk.close());
 }
 

@@ -66,12 +66,15 @@ pub struct Script {
     pub breach: Option<(Moment, Breach)>,
     /// It does not close the connection when it is told that it broke a rule.
     pub stubborn: bool,
+    /// Connect of an I/O queue is answered after so many Keep Alives since the last one.
+    pub keep_alives_before_queues: u32,
 }
 
 #[derive(Default)]
 pub struct Seen {
     pub admin_connects: u32,
     pub io_connects: u32,
+    pub keep_alives: u32,
     pub aborts: Vec<AbortCommand>,
     pub aborts_open: usize,
     pub aborts_open_at_most: usize,
@@ -144,6 +147,7 @@ impl Default for Script {
             aborts: Aborts::Work,
             breach: None,
             stubborn: false,
+            keep_alives_before_queues: 0,
         }
     }
 }
@@ -242,6 +246,9 @@ impl Connection<'_> {
         let qid = Qid(sqe.qid.get());
         self.breach(Moment::Connect(qid), &connect.params, &connect.sqe)?;
         let cntlid = self.count(qid, &connect.data);
+        if !qid.is_admin() {
+            self.wait_keep_alives();
+        }
         let limits = QueueLimits {
             depth: sqe.sqsize.get() + 1,
             in_capsule_bytes: 16 << 10,
@@ -271,6 +278,17 @@ impl Connection<'_> {
             }
             input = buf[..read].to_vec();
         }
+    }
+
+    /// Waits for as many Keep Alives as the script wants.
+    fn wait_keep_alives(&self) {
+        let enough = {
+            let state = lock(self.state);
+            state.seen.keep_alives + state.script.keep_alives_before_queues
+        };
+        crate::target::eventually("Keep Alive while a queue is connected", || {
+            lock(self.state).seen.keep_alives >= enough
+        });
     }
 
     /// Counts the connection; its controller's identifier, which on the admin queue is that of a new controller.
@@ -397,6 +415,9 @@ impl Connection<'_> {
         slot: SlotId,
     ) -> Result<(), Over> {
         let mut state = lock(self.state);
+        if sqe.opcode == AdminOpcode::KEEP_ALIVE && !sqe.is_fabrics() {
+            state.seen.keep_alives += 1;
+        }
         let controller = state.controllers.get_mut(&cntlid).ok_or(Over)?;
         let mut out = Vec::new();
         let action = controller.admin(sqe, slot.0, &Subsystem, &mut out, 0);

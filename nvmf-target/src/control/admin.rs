@@ -235,6 +235,10 @@ fn now_ms(target: &Target) -> u64 {
     target.started.elapsed().as_millis() as u64
 }
 
+/// Before a host is taken for silent, what it sent is looked for once more: when this process had no processor for longer than the
+/// keep-alive timeout, all that hosts said meanwhile is still in their sockets, and all timers have run out.
+const LAST_LOOK: Duration = Duration::from_millis(100);
+
 /// One admin queue.
 struct AdminQueue {
     pump: AdminPump,
@@ -247,27 +251,35 @@ struct AdminQueue {
 
 impl AdminQueue {
     async fn run(mut self, mut notices: UnboundedReceiver<Notice>) {
+        let mut last_look = None;
         let reason = loop {
             self.complete_events();
-            let deadline = self.keep_alive_deadline();
+            let deadline = last_look.or_else(|| self.keep_alive_deadline());
             tokio::select! {
-                event = self.pump.next() => match event {
-                    Event::Command(slot) => self.execute(slot),
-                    Event::Ended(reason) => break reason,
-                },
+                // What a host said counts before the time that it took.
+                biased;
                 notice = notices.recv() => match notice {
                     Some(Notice::End(reason)) => break reason,
                     Some(notice) => self.take_notice(notice),
                     // The association holds a sender.
                     None => break EndReason::Stopping,
                 },
+                event = self.pump.next() => match event {
+                    Event::Command(slot) => {
+                        last_look = None;
+                        self.execute(slot);
+                    }
+                    Event::Ended(reason) => break reason,
+                },
                 () = until(deadline) => {
                     let io_traffic = self.association.shared.take_traffic();
                     let now = now_ms(&self.target);
                     let state = self.association.controller.borrow_mut().keep_alive(now, io_traffic);
-                    if state == KeepAliveState::Expired {
-                        break EndReason::KeepAlive;
-                    }
+                    last_look = match (state, last_look) {
+                        (KeepAliveState::Expired, None) => Some(Instant::now() + LAST_LOOK),
+                        (KeepAliveState::Expired, Some(_)) => break EndReason::KeepAlive,
+                        _ => None,
+                    };
                 }
             }
         };

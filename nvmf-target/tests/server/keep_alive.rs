@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use nvme_proto::queue::Transfer;
 use nvme_proto::wire::Status;
 use nvme_proto::wire::event::keep_alive_sqe;
+use rustix::process::Signal;
 
 use crate::common::host::PATIENCE;
 use crate::process::{NQN, Target};
@@ -42,6 +44,42 @@ fn any_command_on_any_queue_is_a_sign_of_life() {
         std::thread::sleep(KATO / 5);
     }
     assert!(start.elapsed() < PATIENCE);
+}
+
+/// A target that is stopped for longer than the timeout finds what hosts sent meanwhile, and all their timers run out.
+#[test]
+fn what_a_host_said_while_the_target_had_no_processor_counts() {
+    const HOSTS: u16 = 16;
+    let mut target = Target::quick(&[]);
+    let options = Options::new(NQN).kato_ms(KATO.as_millis() as u32);
+    let mut sessions: Vec<_> = (0..HOSTS)
+        .map(|_| Session::bring_up(target.address(), options.clone()))
+        .collect();
+    for round in 0..3 {
+        target.signal(Signal::STOP);
+        let slots: Vec<_> = sessions
+            .iter_mut()
+            .map(|session| {
+                let slot = session
+                    .admin
+                    .submit(&keep_alive_sqe(), Transfer::None, Vec::new());
+                session.admin.flush();
+                slot
+            })
+            .collect();
+        // Longer than any timer of the target still runs.
+        std::thread::sleep(KATO * 2);
+        target.signal(Signal::CONT);
+        for (session, slot) in sessions.iter_mut().zip(slots) {
+            let done = session.admin.wait(slot);
+            assert_eq!(done.status, Status::SUCCESS, "round {round}");
+        }
+    }
+    // Who says nothing is still taken for silent.
+    for session in &mut sessions {
+        session.admin.wait_closed();
+    }
+    target.wait_log("no sign of life within the keep-alive timeout");
 }
 
 #[test]

@@ -175,6 +175,7 @@ fn node_service(
     let connect = ConnectOptions {
         reconnect_delay: cli.reconnect_delay,
         ctrl_loss_tmo: cli.ctrl_loss_tmo,
+        keep_alive_tmo: nvmf_volume::KEEP_ALIVE_TMO,
         ..ConnectOptions::default()
     };
     connect.validate()?;

@@ -130,6 +130,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let connect = ConnectOptions {
         reconnect_delay: args.reconnect_delay,
         ctrl_loss_tmo: args.ctrl_loss_tmo,
+        keep_alive_tmo: nvmf_volume::KEEP_ALIVE_TMO,
         ..ConnectOptions::default()
     };
     connect.validate()?;

@@ -52,5 +52,9 @@ pub use nvmf_initiator::daemon::api::NamespaceSelector;
 /// Where a volume is and who asks for it.
 pub use nvmf_initiator::{address::Address, host::HostIdentity, options::ConnectOptions};
 
+/// Keep-alive time-out of volumes' associations, in seconds. A node that starts hundreds of pods at once may have no processor for the daemon, or the
+/// target, for longer than the five seconds that hosts usually ask for. Nothing waits for it to run out: a volume that moves is fenced.
+pub const KEEP_ALIVE_TMO: u32 = 15;
+
 /// The result of everything here.
 pub type Result<T> = std::result::Result<T, Error>;

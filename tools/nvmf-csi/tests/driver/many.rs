@@ -29,7 +29,7 @@ async fn stage(rig: &Rig, request: NodeStageVolumeRequest) -> usize {
     for again in 0..TRIES {
         match rig.node().await.node_stage_volume(request.clone()).await {
             Ok(_) => return again,
-            Err(status) if status.code() == Code::Unavailable => {}
+            Err(status) if status.code() == Code::Unavailable => eprintln!("asked for again: {status}"),
             Err(status) => panic!("{status}"),
         }
     }
