@@ -39,8 +39,18 @@ struct Fsxattr {
 }
 const _: () = assert!(size_of::<Fsxattr>() == 28);
 
-/// The number of extents that the file's data lies in. Takes time in proportion.
+/// The number of extents that the file's data lies in. XFS knows it; elsewhere it takes time in proportion.
 pub fn extent_count(file: impl AsFd) -> io::Result<u64> {
+    // File systems that do not count leave 0 or refuse. On XFS, FIEMAP would look up for every extent who shares it: a sixth of
+    // the time that sharing them took.
+    match attributes(file.as_fd()) {
+        Ok(attributes) if attributes.nextents > 0 => Ok(attributes.nextents.into()),
+        _ => map_extents(file.as_fd()),
+    }
+}
+
+/// The same, counted by FIEMAP.
+fn map_extents(file: BorrowedFd<'_>) -> io::Result<u64> {
     let mut map = Fiemap {
         start: 0,
         length: u64::MAX,
@@ -50,7 +60,7 @@ pub fn extent_count(file: impl AsFd) -> io::Result<u64> {
         reserved: 0,
     };
     // SAFETY: FIEMAP reads and writes the head; with an `extent_count` of 0 it writes no extents behind it, it only counts.
-    unsafe { ioctl::with(file.as_fd(), FS_IOC_FIEMAP, &mut map) }?;
+    unsafe { ioctl::with(file, FS_IOC_FIEMAP, &mut map) }?;
     Ok(map.mapped_extents.into())
 }
 
@@ -98,6 +108,7 @@ mod tests {
             file.sync_all().unwrap();
         }
         assert_eq!(extent_count(&file).unwrap(), 3);
+        assert_eq!(map_extents(file.as_fd()).unwrap(), 3);
     }
 
     #[test]
