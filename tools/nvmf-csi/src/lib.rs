@@ -12,7 +12,7 @@
 //! | [`size`] | from a range of sizes to one |
 //! | [`records`] | what a node must know of what it staged |
 //! | [`locks`] | one call on a volume at a time |
-//! | [`secrets`] | refused, and never shown |
+//! | [`secrets`] | a certificate for a call, and never shown |
 //! | [`status`] | from our errors to gRPC's codes |
 //! | [`serve`] | the socket |
 //!

@@ -1,17 +1,56 @@
-//! Secrets of calls: none is known, and none is shown.
+//! Secrets of calls: a certificate for the target's management API, and nothing else; none is shown.
 //!
-//! The driver shows the target's management API who it is by the permissions of a socket, or by a certificate from a file that it was
-//! started with, so no call needs credentials of its own. What is given all the same is
+//! The driver shows that API who it is by the permissions of a socket, or by a certificate from a file that it was
+//! started with. A call to the controller may bring another certificate, under the names that Kubernetes and cert-manager give to
+//! the parts of one, and is then made as its holder. What is given beside it, or to a
+//! node, which asks the target for nothing in such a call, is
 //! refused instead of ignored: whoever gives a key expects it to be used. What a message prints for `Debug` never has a secret's
 //! value in it, whoever prints it.
 
 use std::collections::HashMap;
 use std::fmt;
 
+use nvmf_rpc::tls::ClientTexts;
 use tonic::Status;
 
 use crate::Result;
 use crate::proto::*;
+
+/// Secret: the authorities that the target's certificate may be signed by.
+const CA: &str = "ca.crt";
+/// Secret: the client's certificate, with the intermediate ones after it.
+const CERTIFICATE: &str = "tls.crt";
+/// Secret: its private key.
+const KEY: &str = "tls.key";
+
+/// The certificate in secrets: all three parts of one, or none and nothing else.
+pub fn certificate(secrets: &HashMap<String, String>) -> Result<Option<ClientTexts>> {
+    if secrets.is_empty() {
+        return Ok(None);
+    }
+    let mut others = secrets.clone();
+    let mut missing = Vec::new();
+    let mut take = |name: &'static str| {
+        others.remove(name).unwrap_or_else(|| {
+            missing.push(name);
+            String::new()
+        })
+    };
+    let (ca, certificate, key) = (take(CA), take(CERTIFICATE), take(KEY));
+    none(&others)?;
+    if !missing.is_empty() {
+        return Err(Status::invalid_argument(format!(
+            "secrets: {} missing: a certificate for the target's management API is {CA}, {CERTIFICATE} and {KEY}",
+            missing.join(", ")
+        )));
+    }
+    Ok(Some(ClientTexts {
+        ca,
+        certificate,
+        key,
+        names: [CA, CERTIFICATE, KEY],
+    }))
+}
 
 /// Refuses secrets, by their names.
 pub fn none(secrets: &HashMap<String, String>) -> Result<()> {
@@ -148,5 +187,29 @@ mod tests {
         none(&HashMap::new()).unwrap();
         let status = none(&[("key".to_owned(), "hidden".to_owned())].into()).unwrap_err();
         assert!(status.message().contains("key") && !status.message().contains("hidden"));
+    }
+
+    #[test]
+    fn a_certificate_is_whole_and_alone() {
+        let given = |names: &[&str]| {
+            let pairs = names.iter().map(|name| (name.to_string(), "hidden".into()));
+            certificate(&pairs.collect())
+        };
+        assert_eq!(given(&[]).unwrap(), None);
+        let all = given(&["ca.crt", "tls.crt", "tls.key"]).unwrap().unwrap();
+        assert!(!format!("{all:?}").contains("hidden"));
+        for (names, said) in [
+            (&["tls.crt", "tls.key"][..], "ca.crt missing"),
+            (&["ca.crt"], "tls.crt, tls.key missing"),
+            (
+                &["ca.crt", "tls.crt", "tls.key", "password"],
+                "no use for password",
+            ),
+            (&["dhchapKey"], "no use for dhchapKey"),
+        ] {
+            let status = given(names).unwrap_err();
+            assert!(status.message().contains(said), "{status}");
+            assert!(!status.message().contains("hidden"), "{status}");
+        }
     }
 }

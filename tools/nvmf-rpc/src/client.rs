@@ -192,9 +192,9 @@ async fn connect(endpoint: &Endpoint) -> io::Result<Box<dyn Connection>> {
         Endpoint::Tls {
             address,
             name,
-            files,
+            credentials,
         } => {
-            let config = files.config().map_err(io::Error::other)?;
+            let config = credentials.config().map_err(io::Error::other)?;
             let socket = TcpStream::connect(address).await?;
             socket.set_nodelay(true)?;
             let connector = TlsConnector::from(Arc::new(config));
@@ -232,6 +232,11 @@ pub struct Client {
 }
 
 impl Client {
+    /// Where the target is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
     /// A client of the target there. Nothing is opened yet.
     pub fn new(endpoint: impl Into<Endpoint>) -> Self {
         Client {

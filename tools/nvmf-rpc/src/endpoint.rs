@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::tls::{ClientFiles, TlsError};
+use super::tls::{ClientFiles, ClientTexts, Credentials, TlsError};
 
 /// What an address over TCP begins with.
 const SCHEME: &str = "tls://";
@@ -29,7 +29,12 @@ pub enum EndpointError {
         "{0}: over TLS a client shows who it is: give --tls-ca, --tls-cert and --tls-key (or {ENV_CA}, {ENV_CERT} and {ENV_KEY})"
     )]
     Files(String),
-    /// A file that cannot be used.
+    /// A socket, to which nobody shows a certificate.
+    #[error(
+        "{0}: whoever comes by the socket is known by its permissions, and a certificate is of no use there; reach the target at tls://HOST:PORT"
+    )]
+    NoTls(String),
+    /// A file or text that cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
@@ -65,7 +70,7 @@ pub enum Endpoint {
         /// Who must answer there.
         name: ServerName<'static>,
         /// Who we are.
-        files: ClientFiles,
+        credentials: Credentials,
     },
 }
 
@@ -102,7 +107,20 @@ impl Endpoint {
         Ok(Endpoint::Tls {
             address: address.to_owned(),
             name,
-            files,
+            credentials: Credentials::Files(files),
+        })
+    }
+
+    /// The same place, reached as somebody else. The texts are looked at at once.
+    pub fn with_credentials(&self, texts: ClientTexts) -> Result<Self, EndpointError> {
+        let Endpoint::Tls { address, name, .. } = self else {
+            return Err(EndpointError::NoTls(self.to_string()));
+        };
+        texts.config()?;
+        Ok(Endpoint::Tls {
+            address: address.clone(),
+            name: name.clone(),
+            credentials: Credentials::Texts(Box::new(texts)),
         })
     }
 }
@@ -215,6 +233,56 @@ mod tests {
         ] {
             let error = written(ca, certificate, key).unwrap_err().to_string();
             assert!(error.contains(expected), "{expected}: {error}");
+        }
+    }
+
+    #[test]
+    fn texts_take_the_place_of_files_and_are_not_shown() {
+        let made = || rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        let (own, other) = (made(), made());
+        let texts = |certificate: &str, key: &str| ClientTexts {
+            ca: other.cert.pem(),
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            names: ["ca.crt", "tls.crt", "tls.key"],
+        };
+        let key = own.signing_key.serialize_pem();
+        let by_socket = Endpoint::Unix("/run/a.sock".into());
+        let refused = by_socket.with_credentials(texts(&own.cert.pem(), &key));
+        assert!(
+            matches!(refused, Err(EndpointError::NoTls(_))),
+            "{refused:?}"
+        );
+        let files = ClientFiles {
+            ca: "a".into(),
+            certificate: "b".into(),
+            key: "c".into(),
+        };
+        let there = Endpoint::Tls {
+            address: "localhost:5".to_owned(),
+            name: ServerName::try_from("localhost").unwrap(),
+            credentials: Credentials::Files(files),
+        };
+        let good = there
+            .with_credentials(texts(&own.cert.pem(), &key))
+            .unwrap();
+        assert_eq!(good.to_string(), there.to_string());
+        let line = key.lines().nth(1).unwrap();
+        assert!(!format!("{good:?}").contains(line), "{good:?}");
+        let one_line = key.replace('\n', "");
+        for (certificate, key, expected) in [
+            ("", key.as_str(), "tls.crt: it holds no certificate"),
+            (&own.cert.pem(), "", "tls.key: it holds no private key"),
+            (&own.cert.pem(), &one_line, "tls.key: "),
+            (&own.cert.pem(), &key[..60], "tls.key: a section has no end"),
+            (&other.cert.pem(), &key, "tls.crt, tls.key: not usable"),
+        ] {
+            let error = there
+                .with_credentials(texts(certificate, key))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(expected), "{expected}: {error}");
+            assert!(!error.contains(&line[..20]), "{error}");
         }
     }
 }

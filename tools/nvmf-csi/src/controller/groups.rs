@@ -14,7 +14,6 @@ use crate::names::{self, Id};
 use crate::proto::group_controller_server::GroupController;
 use crate::proto::group_controller_service_capability::{Rpc, Type, rpc};
 use crate::proto::*;
-use crate::secrets;
 use crate::status::of_target;
 
 #[tonic::async_trait]
@@ -36,8 +35,8 @@ impl GroupController for ControllerService {
         &self,
         request: Request<CreateVolumeGroupSnapshotRequest>,
     ) -> Answer<CreateVolumeGroupSnapshotResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        let group = self.0.create_group(request.into_inner()).await?;
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        let group = inner.create_group(request.into_inner()).await?;
         Ok(Response::new(CreateVolumeGroupSnapshotResponse {
             group_snapshot: Some(group),
         }))
@@ -47,8 +46,8 @@ impl GroupController for ControllerService {
         &self,
         request: Request<DeleteVolumeGroupSnapshotRequest>,
     ) -> Answer<DeleteVolumeGroupSnapshotResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        self.0.delete_group(request.into_inner()).await?;
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        inner.delete_group(request.into_inner()).await?;
         Ok(Response::new(DeleteVolumeGroupSnapshotResponse {}))
     }
 
@@ -56,8 +55,8 @@ impl GroupController for ControllerService {
         &self,
         request: Request<GetVolumeGroupSnapshotRequest>,
     ) -> Answer<GetVolumeGroupSnapshotResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        let group = self.0.get_group(request.into_inner()).await?;
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        let group = inner.get_group(request.into_inner()).await?;
         Ok(Response::new(GetVolumeGroupSnapshotResponse {
             group_snapshot: Some(group),
         }))

@@ -18,11 +18,12 @@ pub mod snapshots;
 pub mod target;
 pub mod volumes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
+use crate::Result;
 use crate::locks::Locks;
 use crate::proto::controller_server::Controller;
 use crate::proto::controller_service_capability::{Rpc, Type, rpc};
@@ -46,23 +47,32 @@ pub struct Settings {
 
 /// The service.
 #[derive(Debug, Clone)]
-pub struct ControllerService(Arc<Inner>);
+pub struct ControllerService(Inner);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner {
-    settings: Settings,
+    settings: Arc<Settings>,
     target: Target,
-    locks: Locks,
+    locks: Arc<Locks>,
 }
 
 impl ControllerService {
     /// On this target.
     pub fn new(settings: Settings, target: Target) -> ControllerService {
-        ControllerService(Arc::new(Inner {
-            settings,
+        ControllerService(Inner {
+            settings: Arc::new(settings),
             target,
-            locks: Locks::default(),
-        }))
+            locks: Arc::default(),
+        })
+    }
+
+    /// What carries out a call with these secrets: as the holder of the certificate in them, or else as the driver itself.
+    fn asked_with(&self, secrets: &HashMap<String, String>) -> Result<Inner> {
+        let mut inner = self.0.clone();
+        if let Some(certificate) = secrets::certificate(secrets)? {
+            inner.target = inner.target.as_holder(certificate)?;
+        }
+        Ok(inner)
     }
 }
 
@@ -83,7 +93,7 @@ const CAPABILITIES: [rpc::Type; 13] = [
     rpc::Type::SingleNodeMultiWriter,
 ];
 
-type Answer<T> = Result<Response<T>, Status>;
+type Answer<T> = Result<Response<T>>;
 
 #[tonic::async_trait]
 impl Controller for ControllerService {
@@ -91,8 +101,8 @@ impl Controller for ControllerService {
         &self,
         request: Request<CreateVolumeRequest>,
     ) -> Answer<CreateVolumeResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        let volume = self.0.create_volume(request.into_inner()).await?;
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        let volume = inner.create_volume(request.into_inner()).await?;
         Ok(Response::new(CreateVolumeResponse {
             volume: Some(volume),
         }))
@@ -102,10 +112,8 @@ impl Controller for ControllerService {
         &self,
         request: Request<DeleteVolumeRequest>,
     ) -> Answer<DeleteVolumeResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        self.0
-            .delete_volume(&request.into_inner().volume_id)
-            .await?;
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        inner.delete_volume(&request.into_inner().volume_id).await?;
         Ok(Response::new(DeleteVolumeResponse {}))
     }
 
@@ -113,8 +121,8 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerPublishVolumeRequest>,
     ) -> Answer<ControllerPublishVolumeResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        let publish_context = self.0.publish(request.into_inner()).await?;
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        let publish_context = inner.publish(request.into_inner()).await?;
         Ok(Response::new(ControllerPublishVolumeResponse {
             publish_context,
         }))
@@ -124,8 +132,8 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerUnpublishVolumeRequest>,
     ) -> Answer<ControllerUnpublishVolumeResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        self.0.unpublish(request.into_inner()).await?;
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        inner.unpublish(request.into_inner()).await?;
         Ok(Response::new(ControllerUnpublishVolumeResponse {}))
     }
 
@@ -133,8 +141,8 @@ impl Controller for ControllerService {
         &self,
         request: Request<ValidateVolumeCapabilitiesRequest>,
     ) -> Answer<ValidateVolumeCapabilitiesResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        Ok(Response::new(self.0.validate(request.into_inner()).await?))
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        Ok(Response::new(inner.validate(request.into_inner()).await?))
     }
 
     async fn list_volumes(
@@ -171,8 +179,8 @@ impl Controller for ControllerService {
         &self,
         request: Request<CreateSnapshotRequest>,
     ) -> Answer<CreateSnapshotResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        let snapshot = self.0.create_snapshot(request.into_inner()).await?;
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        let snapshot = inner.create_snapshot(request.into_inner()).await?;
         Ok(Response::new(CreateSnapshotResponse {
             snapshot: Some(snapshot),
         }))
@@ -182,8 +190,8 @@ impl Controller for ControllerService {
         &self,
         request: Request<DeleteSnapshotRequest>,
     ) -> Answer<DeleteSnapshotResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        self.0
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        inner
             .delete_snapshot(&request.into_inner().snapshot_id)
             .await?;
         Ok(Response::new(DeleteSnapshotResponse {}))
@@ -193,9 +201,9 @@ impl Controller for ControllerService {
         &self,
         request: Request<ListSnapshotsRequest>,
     ) -> Answer<ListSnapshotsResponse> {
-        secrets::none(&request.get_ref().secrets)?;
+        let inner = self.asked_with(&request.get_ref().secrets)?;
         Ok(Response::new(
-            self.0.list_snapshots(request.into_inner()).await?,
+            inner.list_snapshots(request.into_inner()).await?,
         ))
     }
 
@@ -203,9 +211,8 @@ impl Controller for ControllerService {
         &self,
         request: Request<GetSnapshotRequest>,
     ) -> Answer<GetSnapshotResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        let snapshot = self
-            .0
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        let snapshot = inner
             .get_snapshot(&request.into_inner().snapshot_id)
             .await?;
         Ok(Response::new(GetSnapshotResponse {
@@ -217,8 +224,8 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerExpandVolumeRequest>,
     ) -> Answer<ControllerExpandVolumeResponse> {
-        secrets::none(&request.get_ref().secrets)?;
-        Ok(Response::new(self.0.expand(request.into_inner()).await?))
+        let inner = self.asked_with(&request.get_ref().secrets)?;
+        Ok(Response::new(inner.expand(request.into_inner()).await?))
     }
 
     async fn controller_get_volume(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvmf_rpc::error::code;
+use nvmf_rpc::tls::ClientTexts;
 use nvmf_rpc::types::{GetPools, GetSnapshots, GetVolumes, Method, Pool, Snapshot, Volume};
 use nvmf_rpc::{Client, ClientError, Endpoint};
 use tokio::sync::Semaphore;
@@ -43,6 +44,17 @@ impl Target {
             client: Client::new(endpoint).with_timeout(CALL_LIMIT),
             turns: Arc::new(Semaphore::new(MAX_CALLS)),
         }
+    }
+
+    /// The same target, asked as whoever has this certificate.
+    pub fn as_holder(&self, certificate: ClientTexts) -> Result<Target> {
+        let endpoint = self.client.endpoint().with_credentials(certificate);
+        let endpoint =
+            endpoint.map_err(|error| Status::invalid_argument(format!("secrets: {error}")))?;
+        Ok(Target {
+            client: Client::new(endpoint).with_timeout(CALL_LIMIT),
+            turns: Arc::clone(&self.turns),
+        })
     }
 
     /// Calls a method; the error is as the target said it.
