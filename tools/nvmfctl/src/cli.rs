@@ -30,6 +30,7 @@ Examples:
   nvmfctl volume create fast data --size 10G --host nqn.2014-08.org.nvmexpress:uuid:…
   nvmfctl subsystem create nqn.2025-01.org.example:a --any-host
   nvmfctl bdev create file disk /srv/disk.img && nvmfctl namespace add nqn.2025-01.org.example:a disk
+  nvmfctl volume prune --label nvmf-csi.ephemeral-on=nqn.2014-08.org.nvmexpress:uuid:…
   nvmfctl rpc bdev_get_iostat '{\"name\": \"disk\"}'
   nvmfctl top --once --json";
 
@@ -341,6 +342,9 @@ pub enum Volume {
         /// Only of this pool
         #[arg(long)]
         pool: Option<String>,
+        /// Only those with this label, whatever its value or with this one (repeatable)
+        #[arg(long, value_name = "KEY[=VALUE]")]
+        label: Vec<LabelFilter>,
     },
     /// Make one
     Create {
@@ -386,6 +390,21 @@ pub enum Volume {
         #[arg(long)]
         force: bool,
     },
+    /// Remove those with a label to which no host is connected; without --yes only list them
+    Prune {
+        /// Only those with this label, whatever its value or with this one (repeatable)
+        #[arg(long, value_name = "KEY[=VALUE]", required = true)]
+        label: Vec<LabelFilter>,
+        /// Only of this pool
+        #[arg(long)]
+        pool: Option<String>,
+        /// Remove no more than so many
+        #[arg(long, value_name = "NUMBER", default_value = "100", value_parser = clap::value_parser!(u32).range(1..))]
+        most: u32,
+        /// Remove them
+        #[arg(long)]
+        yes: bool,
+    },
     /// Grow one under the hosts that use it
     Resize {
         /// The pool
@@ -414,6 +433,33 @@ pub enum Volume {
         /// The host's NQN
         host: String,
     },
+}
+
+/// Which labels are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelFilter {
+    /// A volume has a label of this name,
+    pub key: String,
+    /// and this is its value, if one is asked for.
+    pub value: Option<String>,
+}
+
+impl FromStr for LabelFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = match text.split_once('=') {
+            Some((key, value)) => (key, Some(value.to_owned())),
+            None => (text, None),
+        };
+        match key {
+            "" => Err(format!("{text:?} names no label; write KEY or KEY=VALUE")),
+            key => Ok(LabelFilter {
+                key: key.to_owned(),
+                value,
+            }),
+        }
+    }
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -492,6 +538,9 @@ mod tests {
             &["nvmfctl", "listener", "add", "nqn.x", "fc://10.0.0.5:4420"],
             &["nvmfctl", "snapshot", "create", "p", "v"],
             &["nvmfctl", "--timeout", "0", "version"],
+            &["nvmfctl", "volume", "prune"],
+            &["nvmfctl", "volume", "prune", "--label", "=x"],
+            &["nvmfctl", "volume", "prune", "--label", "x", "--most", "0"],
         ] {
             assert!(Cli::try_parse_from(wrong).is_err(), "{wrong:?}");
         }

@@ -1,14 +1,15 @@
 //! Commands about pools, volumes and snapshots.
 
+use nvmf_rpc::error::code;
 use nvmf_rpc::types::{
     AddHost, CreateSnapshot, CreateSnapshots, CreateVolume, DeleteSnapshot, DeleteVolume, GetPools,
     GetSnapshots, GetVolumes, Labels, Provisioning, RemoveHost, ResizeVolume, SnapshotSpec, Source,
 };
 use nvmf_rpc::{BlockingClient, Method};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Output;
-use crate::cli::{Snapshot, Volume};
+use crate::cli::{LabelFilter, Snapshot, Volume};
 use crate::error::Error;
 use crate::lists::cell;
 use crate::size;
@@ -64,15 +65,97 @@ pub fn pools(client: &BlockingClient, name: Option<String>) -> Result<Output, Er
     }))
 }
 
+/// The volumes that have all of these labels.
+fn find(
+    client: &BlockingClient,
+    pool: Option<&str>,
+    wanted: &[LabelFilter],
+) -> Result<Value, Error> {
+    let params = GetVolumes {
+        pool: pool.map(str::to_owned),
+        name: None,
+    };
+    let mut found = call(client, &params)?;
+    if let Some(volumes) = found.as_array_mut() {
+        volumes.retain(|volume| {
+            wanted.iter().all(|filter| {
+                let has = volume["labels"].get(&filter.key).and_then(Value::as_str);
+                has.is_some_and(|has| filter.value.as_deref().is_none_or(|value| value == has))
+            })
+        });
+    }
+    Ok(found)
+}
+
+fn labels(volume: &Value) -> String {
+    let all = volume["labels"].as_object().into_iter().flatten();
+    let all: Vec<String> = all
+        .map(|(key, value)| format!("{key}={}", cell(value)))
+        .collect();
+    all.join(" ")
+}
+
+/// `nvmfctl volume prune`: the target refuses to remove what a host is connected to, whatever was seen here.
+fn prune(
+    client: &BlockingClient,
+    pool: Option<&str>,
+    wanted: &[LabelFilter],
+    most: u32,
+    yes: bool,
+) -> Result<Output, Error> {
+    let found = find(client, pool, wanted)?;
+    let mut removed = 0;
+    let mut outcomes = Vec::new();
+    for volume in found.as_array().into_iter().flatten() {
+        let is_used = volume["connected_hosts"]
+            .as_array()
+            .is_some_and(|hosts| !hosts.is_empty());
+        let outcome = if is_used {
+            "in use"
+        } else if removed == most {
+            "left for the next time (--most)"
+        } else if yes {
+            let params = DeleteVolume {
+                pool: cell(&volume["pool"]),
+                name: cell(&volume["name"]),
+                force: false,
+            };
+            match client.request(&params) {
+                Ok(_) => {
+                    removed += 1;
+                    "removed"
+                }
+                Err(error) if error.code() == Some(code::BUSY) => "in use",
+                Err(error) if error.code() == Some(code::NOT_FOUND) => "removed by somebody else",
+                Err(error) => return Err(error.into()),
+            }
+        } else {
+            removed += 1;
+            "removed with --yes"
+        };
+        outcomes.push(json!({
+            "pool": volume["pool"], "name": volume["name"], "created": volume["created"],
+            "labels": volume["labels"], "outcome": outcome,
+        }));
+    }
+    let headings = ["POOL", "NAME", "CREATED", "OUTCOME", "LABELS"];
+    Ok(list(Value::Array(outcomes), &headings, |volume| {
+        vec![
+            cell(&volume["pool"]),
+            cell(&volume["name"]),
+            cell(&volume["created"]),
+            cell(&volume["outcome"]),
+            labels(volume),
+        ]
+    }))
+}
+
 /// `nvmfctl volume`.
 pub fn volume(client: &BlockingClient, command: &Volume) -> Result<Output, Error> {
     match command {
-        Volume::List { pool } => {
-            let params = GetVolumes {
-                pool: pool.clone(),
-                name: None,
-            };
-            let headings = [
+        Volume::List { pool, label } => {
+            let found = find(client, pool.as_deref(), label)?;
+            let mut headings = vec![
                 "POOL",
                 "NAME",
                 "SIZE",
@@ -82,9 +165,13 @@ pub fn volume(client: &BlockingClient, command: &Volume) -> Result<Output, Error
                 "NQN",
                 "NSID",
             ];
-            Ok(list(call(client, &params)?, &headings, |volume| {
+            // Who looks for labels wants to see them; others have no room for them.
+            if !label.is_empty() {
+                headings.extend(["CREATED", "LABELS"]);
+            }
+            Ok(list(found, &headings, |volume| {
                 let count = |key: &str| volume[key].as_array().map_or(0, Vec::len).to_string();
-                vec![
+                let mut row = vec![
                     cell(&volume["pool"]),
                     cell(&volume["name"]),
                     bytes(&volume["size_bytes"]),
@@ -93,7 +180,11 @@ pub fn volume(client: &BlockingClient, command: &Volume) -> Result<Output, Error
                     count("connected_hosts"),
                     cell(&volume["nqn"]),
                     cell(&volume["nsid"]),
-                ]
+                ];
+                if !label.is_empty() {
+                    row.extend([cell(&volume["created"]), labels(volume)]);
+                }
+                row
             }))
         }
         Volume::Create {
@@ -141,6 +232,12 @@ pub fn volume(client: &BlockingClient, command: &Volume) -> Result<Output, Error
             };
             done(client, &params, format!("{name} removed"))
         }
+        Volume::Prune {
+            label,
+            pool,
+            most,
+            yes,
+        } => prune(client, pool.as_deref(), label, *most, *yes),
         Volume::Resize { pool, name, size } => {
             let params = ResizeVolume {
                 pool: pool.clone(),

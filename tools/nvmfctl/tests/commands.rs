@@ -234,8 +234,8 @@ fn raw_requests_and_rates() {
     }
 }
 
-#[test]
-fn volumes_are_made_grown_granted_and_removed() {
+/// A target with the pool `fast`, in a folder of it.
+fn target_with_pool() -> (Target, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (pool, file) = (dir.path().join("pool"), dir.path().join("t.toml"));
     std::fs::create_dir(&pool).unwrap();
@@ -245,7 +245,62 @@ fn volumes_are_made_grown_granted_and_removed() {
     );
     std::fs::write(&file, text).unwrap();
     let config = file.to_str().unwrap().to_owned();
-    let target = start(dir, &["--config", &config]);
+    (start(dir, &["--config", &config]), pool)
+}
+
+#[test]
+fn volumes_are_found_and_pruned_by_their_labels() {
+    let (target, _) = target_with_pool();
+    for (name, node) in [("a", "n1"), ("b", "n1"), ("c", "n1"), ("d", "n2")] {
+        let (on, named) = (format!("on={node}"), format!("id={name}"));
+        target.ok(&[
+            "volume", "create", "fast", name, "--size", "1M", "--label", &on, "--label", &named,
+        ]);
+    }
+    target.ok(&["volume", "create", "fast", "plain", "--size", "1M"]);
+    let names = |arguments: &[&str]| -> Vec<String> {
+        let found = target.json(&[&["volume", "list"], arguments].concat());
+        let found = found.as_array().unwrap().iter();
+        let mut names: Vec<_> = found
+            .map(|volume| volume["name"].as_str().unwrap().to_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&[]).len(), 5);
+    assert_eq!(names(&["--label", "on"]), ["a", "b", "c", "d"]);
+    assert_eq!(names(&["--label", "on=n1"]), ["a", "b", "c"]);
+    assert_eq!(names(&["--label", "on=n1", "--label", "id=b"]), ["b"]);
+    assert_eq!(names(&["--label", "on=n"]), [""; 0]);
+    let table = target.ok(&["volume", "list", "--label", "id=d"]);
+    assert!(
+        table.contains("LABELS") && table.contains("id=d on=n2"),
+        "{table}"
+    );
+    // Without --yes nothing happens, and it is said what would.
+    let outcomes = |arguments: &[&str]| -> Vec<String> {
+        let all = target.json(&[&["volume", "prune", "--label", "on=n1"], arguments].concat());
+        let all = all.as_array().unwrap().iter();
+        all.map(|volume| volume["outcome"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(outcomes(&[]), ["removed with --yes"; 3]);
+    assert_eq!(names(&[]).len(), 5);
+    assert_eq!(
+        outcomes(&["--yes", "--most", "2"]),
+        ["removed", "removed", "left for the next time (--most)"]
+    );
+    assert_eq!(names(&["--label", "on=n1"]).len(), 1);
+    assert_eq!(outcomes(&["--yes"]), ["removed"]);
+    assert_eq!(outcomes(&["--yes"]), [""; 0]);
+    assert_eq!(names(&[]), ["d", "plain"]);
+    let (code, why) = target.fails(&["volume", "prune", "--label", "on", "--pool", "none"]);
+    assert_eq!(code, 4, "{why}");
+}
+
+#[test]
+fn volumes_are_made_grown_granted_and_removed() {
+    let (target, pool) = target_with_pool();
     let made = target.ok(&[
         "volume", "create", "fast", "v", "--size", "8M", "--label", "a=b",
     ]);

@@ -6,7 +6,7 @@ use nvmf_rpc::types::GetVolumes;
 use tonic::Code;
 
 use crate::pod::Context;
-use crate::rig::{NODE, Rig, Site, block, mount_as};
+use crate::rig::{NODE, Rig, Site, block, mount_as, program, run, until};
 
 /// The identifier that kubelet makes for an inline volume has this form.
 fn id(pod: usize) -> String {
@@ -177,4 +177,54 @@ async fn a_node_without_the_targets_api_refuses_ephemeral_volumes() {
         .node_unpublish_volume(unpublish(&rig, 1))
         .await
         .unwrap();
+}
+
+/// Its administrator says so, once the node is known to be gone; what a node still uses stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_of_a_node_that_never_comes_back_are_found_and_removed() {
+    let test = "volumes_of_a_node_that_never_comes_back_are_found_and_removed";
+    let Some(mut rig) = Rig::new(test) else {
+        return;
+    };
+    let mut node = rig.node().await;
+    for pod in [1, 2] {
+        node.node_publish_volume(publish(&rig, pod)).await.unwrap();
+    }
+    let socket = rig.path("rpc.sock");
+    let nvmfctl = |arguments: &[&str]| {
+        let nvmfctl = program("nvmfctl");
+        let all = [&["--socket", &socket, "volume"], arguments].concat();
+        run(nvmfctl.to_str().unwrap(), &all)
+    };
+    let on = format!("nvmf-csi.ephemeral-on={NODE}");
+    let found = nvmfctl(&["list", "--label", "nvmf-csi.ephemeral-on"]);
+    assert_eq!(found.lines().count(), 3, "{found}");
+    assert!(
+        found.contains(&on) && found.contains(&format!("nvmf-csi.ephemeral-id={}", id(2))),
+        "{found}"
+    );
+    // Its pods run.
+    let refused = nvmfctl(&["prune", "--label", &on, "--yes"]);
+    assert_eq!(refused.matches("in use").count(), 2, "{refused}");
+    std::fs::write(rig.path("pod1/file"), "x").unwrap();
+    assert_eq!(rig.ask(&GetVolumes::default()).await.len(), 2);
+    // The node goes, and nobody unpublishes.
+    rig.kill_driver();
+    for pod in [1, 2] {
+        run("umount", &[&publish(&rig, pod).target_path]);
+    }
+    for controller in rig.volumes_of(&Site::all()).attached().unwrap() {
+        let words = ["disconnect", "--force", "-n", &controller.subnqn];
+        let daemon = rig.path("initiator");
+        let all = [&["--run-dir", &daemon][..], &words].concat();
+        run(program("nvmf-initiator").to_str().unwrap(), &all);
+    }
+    let none_in_use = || !nvmfctl(&["prune", "--label", &on]).contains("in use");
+    until("the target to see that", none_in_use);
+    let other = "nvmf-csi.ephemeral-on=nqn.2024-01.org.example:other";
+    nvmfctl(&["prune", "--label", other, "--yes"]);
+    assert_eq!(rig.ask(&GetVolumes::default()).await.len(), 2);
+    let removed = nvmfctl(&["prune", "--label", &on, "--yes"]);
+    assert_eq!(removed.matches(" removed ").count(), 2, "{removed}");
+    assert_eq!(rig.ask(&GetVolumes::default()).await, []);
 }
