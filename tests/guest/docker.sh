@@ -16,6 +16,7 @@ HOST=nqn.2024-01.org.example:docker-host
 RUN=$SUITE_TMP/run         # of the initiator's daemon
 STATE=$SUITE_TMP/plugin    # of the plugin
 STORE=$SUITE_TMP/store     # the pool
+PKI=$SUITE_TMP/pki         # certificates
 CONFIG=$SUITE_TMP/target.toml
 RPC=$SUITE_TMP/rpc.sock
 PLUGIN=/run/docker/plugins/nvmf.sock
@@ -67,6 +68,12 @@ listen = ["tcp://$ADDRESS:4420"]
 [api]
 socket = "$RPC"
 state-dir = "$SUITE_TMP/target"
+[api.tls]
+listen = "$ADDRESS:4421"
+certificate = "$PKI/target.pem"
+key = "$PKI/target.key"
+client-ca = "$PKI/ca.pem"
+clients = ["node"]
 [pool.containers]
 path = "$STORE"
 nqn-prefix = "nqn.2024-01.org.example"
@@ -74,12 +81,32 @@ overcommit = "allow"
 TOML
   nvmf-target --config "$CONFIG" --check
 }
+# authority FOLDER: a certificate that signs others; signed FOLDER NAME ALTERNATIVE-NAME USE: such another, with its key.
+authority() {
+  mkdir "$1"
+  openssl req -x509 -newkey rsa:2048 -nodes -keyout "$1/ca.key" -out "$1/ca.pem" -days 2 -subj /CN=authority
+}
+signed() {
+  openssl req -newkey rsa:2048 -nodes -keyout "$1/$2.key" -out "$1/$2.csr" -subj "/CN=$2"
+  openssl x509 -req -in "$1/$2.csr" -CA "$1/ca.pem" -CAkey "$1/ca.key" -CAcreateserial -days 2 -out "$1/$2.pem" \
+    -extfile <(printf 'subjectAltName=%s\nextendedKeyUsage=%s\n' "$3" "$4")
+}
+pki() {
+  authority "$PKI"
+  signed "$PKI" target "IP:$ADDRESS" serverAuth
+  signed "$PKI" node DNS:node clientAuth
+  signed "$PKI" other DNS:other clientAuth
+  authority "$PKI/foreign"
+  signed "$PKI/foreign" node DNS:node clientAuth
+}
 start_target() {
   rm -f "$SUITE_TMP/ready"
   start target nvmf-target --config "$CONFIG" --ready-file "$SUITE_TMP/ready"
 }
+# start_plugin [WORDS]: how it reaches the target, otherwise by its socket.
 start_plugin() {
-  start plugin nvmf-docker serve --state-dir "$STATE" --run-dir "$SUITE_TMP/claims" --rpc "$RPC" --hostnqn $HOST \
+  [ $# != 0 ] || set -- --rpc "$RPC"
+  start plugin nvmf-docker serve --state-dir "$STATE" --run-dir "$SUITE_TMP/claims" "$@" --hostnqn $HOST \
     --hostid 7a3f2f0e-92a5-4a4c-8d3c-0f2c31b5a9d1 --initiator-run-dir "$RUN" --size 320M --tidy-every 1 --reconnect-delay 1 --block fuse
 }
 # rpc METHOD JSON: the target's answer; an error where it refuses.
@@ -105,6 +132,7 @@ print(json.dumps(answer["result"]))
 PYTHON
 }
 plugin_is_up() { curl -sf --unix-socket "$PLUGIN" -X POST http://plugin/VolumeDriver.Capabilities; }
+check 'an authority, and certificates for the target and for nodes' pki
 check 'a pool on XFS' storage
 start_target
 check 'the target is ready' wait_until 20 test -s "$SUITE_TMP/ready"
@@ -667,6 +695,54 @@ cleared() {
   expect 'what the pool has' f1 "$(rpc pool_get_volumes '{}' | jq -r '.[].name')"
 }
 check 'volumes are removed, and with them what the pool had of them' cleared
+
+# --- the same with a target on another machine: its API by TLS ---------------------------------------------------------
+
+# show_certificate FOLDER NAME: the files that the plugin was given are links.
+show_certificate() {
+  ln -sfn "$1/$2.pem" "$PKI/shown.pem"
+  ln -sfn "$1/$2.key" "$PKI/shown.key"
+}
+# by_tls FOLDER NAME: the plugin again, with this certificate.
+by_tls() {
+  show_certificate "$@"
+  stop plugin
+  start_plugin --rpc "tls://$ADDRESS:4421" --tls-ca "$PKI/ca.pem" --tls-cert "$PKI/shown.pem" --tls-key "$PKI/shown.key"
+  wait_until 20 plugin_is_up
+}
+check 'the plugin reaches the target by TLS' by_tls "$PKI" node
+tls_life() {
+  volume_create -o size=100M t1
+  run --rm -v t1:/data box sh -c 'echo by-tls >/data/file'
+  expect 'the data' by-tls "$(run --rm -v t1:/data box cat /data/file)"
+  volume_create -o from=t1 t2
+  expect 'the clone' by-tls "$(run --rm -v t2:/data box cat /data/file)"
+  nvmf-docker grow t2 200M
+  D volume rm t1 t2
+  not_in_pool t1
+  no_mounts
+}
+check 'volumes are made, used, cloned, grown and removed' tls_life
+refused_volume() { volume_create -o size=100M t3; }
+show_certificate "$PKI/foreign" node
+refuse 'with a certificate of another authority Docker says what is wrong' 'valid certificate of an authority' refused_volume
+show_certificate "$PKI" other
+refuse 'with one that the target does not know, too' 'not of a client that may use this API' refused_volume
+show_certificate "$PKI" missing
+refuse 'without its file, too' 'shown.pem: cannot be read' refused_volume
+tls_heals() {
+  not_in_pool t3
+  show_certificate "$PKI" node
+  refused_volume
+  D volume rm t3
+}
+check 'the right certificate in its place is taken without a restart' tls_heals
+by_socket() {
+  stop plugin
+  start_plugin
+  wait_until 20 plugin_is_up
+}
+check 'and back to the socket' by_socket
 
 # --- nothing is left ----------------------------------------------------------------------------------------------------
 
