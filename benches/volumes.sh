@@ -5,7 +5,7 @@
 #   benches/volumes.sh [attach] [docker] [fio]      all parts, or those named; docker and fio need Debian's docker.io
 #
 # Environment: BENCH_DIR where the file system's image goes (default /var/tmp), BENCH_ROUNDS (default 10), BENCH_SECONDS of each fio run
-# (default 3), BENCH_NO_BUILD=1 to measure the programs that are there, BENCH_BLOCK, the form of devices (default auto),
+# (default 3), BENCH_ROWS, the rows of fio's table, such as "4k randread QD32,128k read QD8" (default all), BENCH_NO_BUILD=1 to measure the programs that are there, BENCH_BLOCK, the form of devices (default auto),
 # CARGO_TARGET_DIR as cargo has it.
 # Exit: 0 measured, whatever the figures are; 1 something could not be run.
 set -euo pipefail
