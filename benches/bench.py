@@ -5,9 +5,9 @@ Yardstick and product take turns in every round; a table shows the median of the
 largest. The target is on core 0 and the side that asks on core 1, as both sides of the yardstick are.
 """
 
+import glob
 import json
 import os
-import re
 import resource
 import shlex
 import signal
@@ -18,21 +18,9 @@ import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 
-import plots
-
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
-SECONDS = float(os.environ.get("BENCH_SECONDS", "1"))
-RAMP = 0.3
-DIR = os.environ.get("BENCH_DIR", "/var/tmp")
-FILE_BYTES = int(os.environ.get("BENCH_FILE_BYTES", str(2 << 30)))
-BIN = os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "release")
-OUT = os.environ.get("BENCH_OUT", os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "bench"))
-WRAP = shlex.split(os.environ.get("BENCH_WRAP", ""))
-NQN = "nqn.2014-08.org.nvmexpress:bench"
-SPIN_US = 1000
-TOLERANCE = 0.95  # A row counts as reached within 5 % of what is required.
-
-PERCENTILES = ["50.000000", "90.000000", "99.000000", "99.900000", "99.990000"]
+import devices
+from measure import (BIN, DIR, FILE_BYTES, PERCENTILES, RAMP, ROUNDS, SECONDS, SPACES, SPIN_US, TOLERANCE, WRAP, Report, ceiling, fio, job, product,
+                     run, show, spread, target, verdict)
 
 # name, pattern, block size, depth, ceiling mode, request and response bytes, required share on null and on memory
 ROWS = [
@@ -60,168 +48,6 @@ FILE_ROWS = [
     ("128 KiB read QD32", "read", "128k", 32, 0.90, 0.90),
     ("128 KiB write QD32", "write", "128k", 32, 0.97, 0.90),
 ]
-
-
-def run(arguments):
-    """Runs a program that is measured; its output."""
-    done = subprocess.run(WRAP + arguments, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        sys.exit(f"bench: {shlex.join(arguments)} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
-class Target:
-    """A running nvmf-target."""
-
-    def __init__(self, process, address, listening_ms, log):
-        self.process, self.address, self.listening_ms, self.log = process, address, listening_ms, log
-        self.pid = process.pid
-
-    def url(self):
-        return f"nvme+tcp://{self.address}/{NQN}?nsid=1"
-
-    def cpu_seconds(self):
-        with open(f"/proc/{self.pid}/stat", encoding="ascii") as stat:
-            fields = stat.read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def run_ns(self):
-        """CPU time of all its threads, with the scheduler's precision."""
-        total = 0
-        for task in os.listdir(f"/proc/{self.pid}/task"):
-            with open(f"/proc/{self.pid}/task/{task}/schedstat", encoding="ascii") as stat:
-                total += int(stat.read().split()[0])
-        return total
-
-    def associations(self, count):
-        """What the log says of the associations that have ended, in the order of their ends; waits until there are `count`."""
-        deadline = time.monotonic() + 10
-        while True:
-            with open(self.log, encoding="utf-8") as lines:
-                ended = [line for line in lines if "commands of the association" in line]
-            if len(ended) >= count:
-                return [{key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line)} for line in ended]
-            if time.monotonic() > deadline:
-                sys.exit(f"bench: nvmf-target tells of {len(ended)} associations that ended, not of {count}")
-            time.sleep(0.01)
-
-    def rss_bytes(self):
-        with open(f"/proc/{self.pid}/status", encoding="ascii") as status:
-            return int(re.search(r"VmRSS:\s+(\d+) kB", status.read()).group(1)) << 10
-
-
-@contextmanager
-def target(namespace, spin=True, cores="0", log=None):
-    """Runs nvmf-target with one namespace of 4096-byte blocks (a file keeps what direct I/O asks for). With `log`, a level, what it
-    says goes to a file; otherwise warnings go to whoever looks at the figures."""
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
-        ready, log_file = os.path.join(folder, "ready"), os.path.join(folder, "log")
-        command = [os.path.join(BIN, "nvmf-target"), *namespace, "--nqn", NQN, "--rpc", "none", "--state-dir", "none", "--listen", "tcp://127.0.0.1:0",
-                   "--cores", cores, "--ready-file", ready, "--log", log or "warn", "--block-size", "4096"]
-        if spin:
-            command += ["--busy-poll", str(SPIN_US)]
-        begin = time.monotonic()
-        said = files.enter_context(open(log_file, "w", encoding="utf-8")) if log else None
-        process = subprocess.Popen(WRAP + command, stdout=subprocess.DEVNULL, stderr=said)
-        try:
-            while not (os.path.exists(ready) and os.path.getsize(ready)):
-                if process.poll() is not None or time.monotonic() - begin > 30:
-                    sys.exit("bench: nvmf-target does not start")
-                time.sleep(0.001)
-            took = (time.monotonic() - begin) * 1000
-            with open(ready, encoding="ascii") as lines:
-                address = lines.readline().strip().removeprefix("tcp://")
-            at = Target(process, address, took, log_file)
-            if namespace[0] == "--memory":
-                run([os.path.join(BIN, "nvmf-bench"), "--filename", at.url(), "--rw=write", "--bs=1m", "--iodepth=8", "--quiet"])
-            yield at
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(30)
-
-
-def ceiling(mode, depth, request, response):
-    """Figures of the yardstick."""
-    return json.loads(run([os.path.join(BIN, "ceiling"), mode, "--depth", str(depth), "--request", str(request),
-                           "--response", str(response), "--seconds", str(SECONDS), "--json"]))
-
-
-def figures(text):
-    """What a fio JSON report says: I/Os per second, latency, CPU."""
-    job = json.loads(text[text.index("{"):])["jobs"][0]
-    side = max((job["read"], job["write"]), key=lambda one: one["iops"])
-    return {
-        "iops": side["iops"],
-        "lat_us": side["clat_ns"]["mean"] / 1000 if side["clat_ns"]["mean"] else side["lat_ns"]["mean"] / 1000,
-        "p50_us": side["clat_ns"].get("percentile", {}).get("50.000000", 0) / 1000,
-        "p99_us": side["clat_ns"].get("percentile", {}).get("99.000000", 0) / 1000,
-        "percentiles": {name: side["clat_ns"].get("percentile", {}).get(name, 0) / 1000 for name in PERCENTILES},
-        "cpu_us": (job["usr_cpu"] + job["sys_cpu"]) * 1e4 / side["iops"] if side["iops"] else 0,
-    }
-
-
-def job(where, rw, bs, depth, extra=(), seconds=SECONDS, ramp=RAMP):
-    return ["--filename", where, f"--rw={rw}", f"--bs={bs}", f"--iodepth={depth}", f"--runtime={seconds * 1000:.0f}ms",
-            f"--ramp_time={ramp * 1000:.0f}ms", "--time_based", "--output-format=json", *extra]
-
-
-def product(where, rw, bs, depth, spin=True, extra=()):
-    """Figures of nvmf-bench against a namespace."""
-    extra = ["--quiet", "--cpus_allowed=1", *([f"--busy-poll={SPIN_US}"] if spin else []), *extra]
-    return figures(run([os.path.join(BIN, "nvmf-bench"), *job(where, rw, bs, depth, extra)]))
-
-
-def fio(path, rw, bs, depth):
-    """Figures of fio with io_uring on the file, on the target's core: a disk whose interrupts go to one core is faster from there."""
-    # fio takes whole seconds only.
-    arguments = job(path, rw, bs, depth, ["--name=local", "--ioengine=io_uring", "--direct=1", "--cpus_allowed=0"])
-    arguments = [f"--runtime={max(1, round(SECONDS))}" if one.startswith("--runtime") else one for one in arguments]
-    arguments = ["--ramp_time=0" if one.startswith("--ramp_time") else one for one in arguments]
-    arguments[0:2] = [f"--filename={path}"]
-    return figures(run(["fio", *arguments]))
-
-
-def spread(values):
-    """Median with the smallest and the largest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def show(one, digits=2):
-    return f"{one['median']:.{digits}f} ({one['min']:.{digits}f}-{one['max']:.{digits}f})"
-
-
-class Report:
-    """Tables, as Markdown for people and JSON for programs."""
-
-    def __init__(self):
-        self.data, self.lines = {}, []
-
-    def table(self, key, title, head, rows, data):
-        self.data[key] = data
-        text = [f"### {title}", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-        text += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-        self.lines += [*text, ""]
-        print("\n".join(text) + "\n", flush=True)
-
-    def write(self):
-        os.makedirs(OUT, exist_ok=True)
-        with open(os.path.join(OUT, "bench.md"), "w", encoding="utf-8") as out:
-            out.write("\n".join(self.lines))
-        with open(os.path.join(OUT, "bench.json"), "w", encoding="utf-8") as out:
-            json.dump(self.data, out, indent=1)
-        drawn = plots.draw(self.data, OUT)
-        print("written:", ", ".join([f"{OUT}/bench.md", f"{OUT}/bench.json", *drawn]))
-
-
-def verdict(share, required):
-    if share["median"] >= required:
-        return "yes"
-    return "within 5 %" if share["median"] >= required * TOLERANCE else "**missing**"
-
-
-# Memory is written once before anything is measured: pages that were never touched would be measured instead.
-SPACES = {"null": ["--null", "64G"], "memory": ["--memory", "1G"]}
 
 
 def rows(report, only):
@@ -534,66 +360,33 @@ def idle(report, _only):
                  ["connections", "RSS (min-max)", "for each more than 2", "below 1 MiB"], lines, data)
 
 
-@contextmanager
-def fuse_on_nothing(queues):
-    """A device on FUSE and loop that has nothing behind it: its path."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [os.path.join(BIN, "block-serve"), "--block=fuse", "--backing=null", f"--size={64 << 30}", "--block-size=4096",
-                   f"--queues={queues}", f"--runtime-dir={folder}", f"--name=bench-{os.getpid()}"]
-        server = subprocess.Popen(WRAP + command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        try:
-            path = server.stdout.readline().strip()
-            if not path:
-                sys.exit("bench: block-serve makes no device")
-            yield path
-        finally:
-            server.stdin.close()
-            server.wait(30)
+def pool(report, _only):
+    """Volumes, snapshots and clones."""
+    report.script("Volumes, snapshots, clones", ["benches/pool.sh"], {"BENCH_ROUNDS": str(3 * ROUNDS)})
 
 
-@contextmanager
-def fuse_on_namespace(queues):
-    """A device of nvmf-initiator on FUSE and loop, of a null namespace: its path."""
-    with tempfile.TemporaryDirectory() as folder, target(SPACES["null"], spin=False, cores="0-1") as at:
-        ours = [os.path.join(BIN, "nvmf-initiator"), "--run-dir", folder, "--etc-nvme", folder]
-        daemon = subprocess.Popen(WRAP + [*ours, "daemon", f"--shards={queues}"], stderr=subprocess.DEVNULL)
-        try:
-            while not os.path.exists(os.path.join(folder, "socket")):
-                if daemon.poll() is not None:
-                    sys.exit("bench: the daemon does not start")
-                time.sleep(0.01)
-            host, port = at.address.rsplit(":", 1)
-            said = json.loads(run([*ours, "connect", "-a", host, "-s", port, "-n", NQN, "--block=fuse", "-o", "json"]))
-            yield said["namespaces"][0]["device"]
-        finally:
-            run([*ours, "disconnect", "--all", "--force"])
-            daemon.send_signal(signal.SIGTERM)
-            daemon.wait(30)
+def volumes(report, _only):
+    """Volumes of containers."""
+    report.script("Volumes of containers", ["benches/volumes.sh"], {"BENCH_ROUNDS": str(ROUNDS), "BENCH_SECONDS": str(max(1, round(SECONDS)))})
 
 
-def block(report, _only):
-    """A block device on FUSE and loop: of a null namespace over the network, against the same server with nothing behind it."""
-    if os.geteuid() != 0:
-        sys.exit("bench: block devices take root")
-    data, lines = [], []
-    for queues in (1, 2):
-        for rw in ("randread", "randwrite"):
-            near, far = [], []
-            with fuse_on_nothing(queues) as nothing, fuse_on_namespace(queues) as namespace:
-                for _ in range(ROUNDS):
-                    for path, found in ((namespace, far), (nothing, near)):
-                        found.append(figures(run([os.path.join(BIN, "nvmf-bench"), *job(path, rw, "4k", 32, ["--quiet"])]))["iops"])
-            share = spread([a / b for a, b in zip(far, near)])
-            data.append({"row": rw, "queues": queues, "share": share, "near": spread(near), "far": spread(far)})
-            lines.append([f"4 KiB {rw} QD32", queues, f"{statistics.median(near):.0f}", f"{statistics.median(far):.0f}", show(share), 0.6,
-                          verdict(share, 0.6)])
-    report.table("block", "FUSE with loop: a null namespace over TCP, as a share of the same server on nothing",
-                 ["row", "queues", "on nothing /s", "namespace /s", "share (min-max)", "required", "reached"], lines, data)
+def protocol(report, _only):
+    """Instructions and time of the protocol's own work."""
+    report.script("Instructions of each step of the protocol, for one command", ["benches/instructions.sh"], {})
+    # Half a second each instead of criterion's eight: medians of some thousand batches.
+    run(["cargo", "bench", "--quiet", "--locked", "-p", "nvmf-benches", "--", "--noplot", "--warm-up-time", "0.1", "--measurement-time", "0.4"])
+    found = {}
+    for at in sorted(glob.glob(os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "criterion", "hot", "*", "new"))):
+        with open(os.path.join(at, "estimates.json"), encoding="utf-8") as estimates, open(os.path.join(at, "benchmark.json"), encoding="utf-8") as about:
+            batch = json.load(about)["throughput"]["Elements"]
+            found[os.path.basename(os.path.dirname(at))] = json.load(estimates)["median"]["point_estimate"] / batch
+    report.table("times", "Time of each step of the protocol, for one command (criterion)", ["step", "ns"],
+                 [[step, f"{ns:.0f}"] for step, ns in found.items()], found)
 
 
 TABLES = {"rows": rows, "file": file_rows, "event": event, "digests": digests, "large": large, "scaling": scaling, "depth": depth, "cost": cost,
-          "fairness": fairness, "start": start,
-          "idle": idle, "block": block}
+          "fairness": fairness, "start": start, "idle": idle, "block": devices.block, "forms": devices.forms, "readers": devices.readers,
+          "pool": pool, "volumes": volumes, "protocol": protocol}
 
 
 def main():
@@ -604,15 +397,15 @@ def main():
     # 512 connections are as many descriptors on each side.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    report, took = Report(), {}
-    for name, table in TABLES.items():
-        if not words or name in words:
-            begin = time.monotonic()
-            table(report, [word for word in words if word in SPACES])
-            took[name] = round(time.monotonic() - begin, 1)
-            print(f"{name}: {took[name]:.0f} s\n", flush=True)
-    report.data["seconds"] = took
-    report.write()
+    report, only = Report(), [word for word in words if word in SPACES]
+    wanted = [name for name in TABLES if name in words or not words]
+    for number, name in enumerate(wanted, 1):
+        report.part(name, number, len(wanted), lambda table=TABLES[name]: table(report, only))
+        report.write()
+    report.summary()
+    print("written:", ", ".join(report.write()))
+    if any(one["failed"] for one in report.parts):
+        sys.exit(1)
 
 
 main()

@@ -31,11 +31,19 @@ def short(value):
     return f"{value:.3g}"
 
 
+def step_of(high):
+    """A round distance between ticks, so that there are at most six up to `high`."""
+    step = 10.0 ** math.floor(math.log10(high / 4))
+    return step * next(factor for factor in (1, 2, 5, 10) if high / (step * factor) <= 6)
+
+
 class Plot:
-    """A plot's frame: where a value stands, and what is drawn so far."""
+    """A plot's frame: where a value stands, and what is drawn so far. A scale that is not logarithmic begins at 0 and ends with a tick."""
 
     def __init__(self, title, x_name, y_name, low, high, logarithmic):
-        self.low, self.high, self.logarithmic = low, high, logarithmic
+        self.low, self.high, self.logarithmic, self.title = low, high, logarithmic, title
+        if not logarithmic:
+            self.high = math.ceil(high / step_of(high)) * step_of(high)
         self.parts = [f'<text class="title" x="{LEFT}" y="24">{escape(title)}</text>',
                       f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 12}" text-anchor="middle">{escape(x_name)}</text>',
                       f'<text transform="translate(16 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)" text-anchor="middle">{escape(y_name)}</text>']
@@ -47,9 +55,8 @@ class Plot:
     def ticks(self):
         if self.logarithmic:
             return [10.0 ** power for power in range(round(math.log10(self.low)), round(math.log10(self.high)) + 1)]
-        step = 10.0 ** math.floor(math.log10(self.high / 4))
-        step *= next(factor for factor in (1, 2, 5, 10) if self.high / (step * factor) <= 6)
-        return [step * count for count in range(int(self.high / step) + 1)]
+        step = step_of(self.high)
+        return [step * count for count in range(round(self.high / step) + 1)]
 
     def y(self, value):
         if self.logarithmic:
@@ -61,9 +68,12 @@ class Plot:
     def x(self, at, count):
         return LEFT + (at + 0.5) / count * (WIDTH - LEFT - RIGHT)
 
+    def name(self, x, name):
+        self.parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{escape(name)}</text>')
+
     def names(self, names):
         for at, name in enumerate(names):
-            self.parts.append(f'<text x="{self.x(at, len(names)):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{escape(name)}</text>')
+            self.name(self.x(at, len(names)), name)
 
     def legend(self, names):
         for at, name in enumerate(names):
@@ -72,7 +82,15 @@ class Plot:
                               f'<text x="{WIDTH - RIGHT + 32}" y="{y + 2}">{escape(name)}</text>')
 
     def line(self, index, values):
-        points = [(self.x(at, len(values)), self.y(value)) for at, value in enumerate(values) if value is not None]
+        """One value for each name; of a measured one, what `spread` makes of its rounds, also from where to where it went."""
+        points = [(self.x(at, len(values)), value) for at, value in enumerate(values) if value is not None]
+        self.points(index, points)
+
+    def points(self, index, values):
+        whiskers = [f"M{x:.1f} {self.y(value['min']):.1f}V{self.y(value['max']):.1f}" for x, value in values if isinstance(value, dict)]
+        if whiskers:
+            self.parts.append(f'<path d="{"".join(whiskers)}" fill="none" stroke="{COLOURS[index]}" stroke-opacity=".5"/>')
+        points = [(x, self.y(middle(value))) for x, value in values]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOURS[index]}"/>' for x, y in points)
         self.parts.append(f'<path d="M{path}" fill="none" stroke="{COLOURS[index]}" stroke-width="2"/>{dots}')
@@ -88,15 +106,20 @@ class Plot:
         self.parts.append(f'<text x="{self.x(at, count):.1f}" y="{self.y(below) - 5:.1f}" text-anchor="middle">{below:.2f}</text>')
 
     def text(self):
-        return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">\n{STYLE}\n' + "\n".join(self.parts) + "\n</svg>\n")
+        return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">\n'
+                f'<title>{escape(self.title)}</title>\n{STYLE}\n' + "\n".join(self.parts) + "\n</svg>\n")
+
+
+def middle(value):
+    return value["median"] if isinstance(value, dict) else value
 
 
 def lines(title, x_name, y_name, names, series, logarithmic=False):
-    values = [value for _, line in series for value in line if value is not None]
+    values = [value["max"] if isinstance(value, dict) else value for _, line in series for value in line if value is not None]
     if logarithmic:
         low, high = 10.0 ** math.floor(math.log10(min(values))), 10.0 ** math.ceil(math.log10(max(values)))
     else:
-        low, high = 0.0, max(values) * 1.08
+        low, high = 0.0, max(values)
     plot = Plot(title, x_name, y_name, low, high, logarithmic)
     plot.names(names)
     plot.legend([name for name, _ in series])
@@ -108,7 +131,7 @@ def lines(title, x_name, y_name, names, series, logarithmic=False):
 def throughput(data):
     depths = sorted({one["depth"] for one in data["depth"]})
     kinds = list(dict.fromkeys(one["kind"] for one in data["depth"]))
-    at = {(one["kind"], one["depth"]): one["iops"]["median"] for one in data["depth"]}
+    at = {(one["kind"], one["depth"]): one["iops"] for one in data["depth"]}
     return lines("4 KiB random reads over queue depth", "commands in flight, one connection", "per second", [str(depth) for depth in depths],
                  [(kind, [at.get((kind, depth)) for depth in depths]) for kind in kinds])
 
@@ -123,7 +146,8 @@ def latency(data):
 
 def cpu(data):
     rows = [(f"{one['space']} {one['rw'].removeprefix('rand')}", [one["target_us"], one["host_us"]]) for one in data["cost"]]
-    plot = Plot("CPU time of a 4 KiB I/O at depth 128, event-driven", "namespace and direction", "µs", 0.0, max(sum(stack) for _, stack in rows) * 1.15, False)
+    # With room for the sum above the highest.
+    plot = Plot("CPU time of a 4 KiB I/O at depth 128, event-driven", "namespace and direction", "µs", 0.0, max(sum(stack) for _, stack in rows) * 1.08, False)
     plot.names([name for name, _ in rows])
     plot.legend(["target", "initiator"])
     for at, (_, stack) in enumerate(rows):
@@ -132,9 +156,16 @@ def cpu(data):
 
 
 def memory(data):
-    rows = data["idle"]
-    return lines("Resident memory of the target, queues of 128 entries", "idle connections", "MiB", [str(one["connections"]) for one in rows],
-                 [("target", [one["rss_mib"]["median"] for one in rows])])
+    rows = [(one["connections"], one["rss_mib"]) for one in data["idle"]]
+    plot = Plot("Resident memory of the target, queues of 128 entries", "idle connections", "MiB", 0.0, max(rss["max"] for _, rss in rows), False)
+    # In proportion: the slope is what a connection takes.
+    most = max(count for count, _ in rows)
+    points = [(LEFT + 10 + count / most * (WIDTH - LEFT - RIGHT - 30), rss) for count, rss in rows]
+    for (x, rss), (count, _) in zip(points, rows):
+        plot.name(x, str(count))
+        plot.parts.append(f'<text x="{x + 7:.1f}" y="{plot.y(rss["median"]) + 16:.1f}">{rss["median"]:.1f}</text>')
+    plot.points(0, points)
+    return plot.text()
 
 
 PLOTS = {"throughput": ("depth", throughput), "latency": ("depth", latency), "cpu": ("cost", cpu), "memory": ("idle", memory)}

@@ -45,7 +45,7 @@ for unit in 64K 1M; do
   printf '[pool.p%s]\npath = "%s"\nnqn-prefix = "nqn.2025-01.org.example"\novercommit = "allow"\nextent-size = "%s"\nrequire-mount = false\n' \
     $unit "$work/mnt/p$unit" $unit >> "$work/t.toml"
 done
-${BENCH_WRAP:-} "${CARGO_TARGET_DIR:-target}/release/nvmf-target" --config "$work/t.toml" --log warn --ready-file "$work/ready" &
+${BENCH_WRAP:-} "${CARGO_TARGET_DIR:-target}/release/nvmf-target" --config "$work/t.toml" --log warn --ready-file "$work/ready" >/dev/null &
 target=$!
 for _ in $(seq 1000); do
   [ ! -e "$work/ready" ] || break
