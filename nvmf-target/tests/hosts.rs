@@ -280,7 +280,7 @@ fn a_host_that_does_not_read_costs_no_more_than_its_share() {
 #[test]
 fn a_host_that_stalls_while_others_wait_for_its_buffers_is_given_up() {
     let patience = Patience {
-        stall: Duration::from_millis(100),
+        stall: Duration::from_millis(500),
         ..Patience::default()
     };
     let config = ShardConfig {
@@ -315,7 +315,7 @@ fn a_host_that_stalls_while_others_wait_for_its_buffers_is_given_up() {
 fn a_host_that_stalls_with_all_its_buffers_in_a_send_is_given_up() {
     let config = ShardConfig {
         patience: Patience {
-            stall: Duration::from_millis(100),
+            stall: Duration::from_millis(500),
             ..Patience::default()
         },
         ..small_pool()

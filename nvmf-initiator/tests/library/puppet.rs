@@ -76,6 +76,7 @@ pub struct Seen {
     pub io_connects: u32,
     pub keep_alives: u32,
     pub aborts: Vec<AbortCommand>,
+    /// Without an answer, of the association that was made last.
     pub aborts_open: usize,
     pub aborts_open_at_most: usize,
     /// What the rules were broken with.
@@ -303,6 +304,7 @@ impl Connection<'_> {
             return cntlid;
         }
         state.seen.admin_connects += 1;
+        state.seen.aborts_open = 0;
         let cntlid = state.seen.admin_connects as u16;
         let init = ControllerInit {
             kind: ControllerKind::Io,

@@ -315,26 +315,6 @@ fn a_detached_buffer_outlives_its_pool() {
     drop(new.attach(detached).expect_err("of another pool"));
 }
 
-/// Bytes that are there of the mapping around this address, by `/proc`.
-#[cfg(not(miri))]
-fn resident_bytes_at(address: usize) -> usize {
-    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let (mut within, mut kib) = (false, 0);
-    for line in maps.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let first = words.next().unwrap_or_default();
-        if let Some((from, to)) = first.split_once('-') {
-            let number = |text| usize::from_str_radix(text, 16);
-            if let (Ok(from), Ok(to)) = (number(from), number(to)) {
-                within = (from..to).contains(&address);
-            }
-        } else if within && first == "Rss:" {
-            kib = words.next().unwrap().parse().unwrap();
-        }
-    }
-    kib * 1024
-}
-
 #[cfg(not(miri))]
 #[test]
 fn a_resident_pool_takes_memory_for_the_buffers_that_it_hands_out() {
@@ -346,7 +326,10 @@ fn a_resident_pool_takes_memory_for_the_buffers_that_it_hands_out() {
     let address = buf.bytes().unwrap().as_ptr().addr();
     let populated = || pool.populated_bytes();
     assert_eq!(populated(), (1 << 20) + POPULATE_BYTES);
-    assert!(resident_bytes_at(address) >= populated());
+    assert_eq!(
+        crate::process::present_bytes(address, populated()),
+        populated()
+    );
     drop(buf);
     let whole = pool.alloc(2 << 20).unwrap();
     assert_eq!(populated(), CHUNK_BYTES);
