@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 
@@ -98,6 +98,16 @@ pub(crate) fn receive_message(
             "the socket was closed before the hand-over",
         ));
     }
+    // Descriptors are missing when this process may have no more; those that came are closed.
+    if received
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the hand-over is cut: a message or its descriptors did not fit; raise the limit on open files (ulimit -n)",
+        ));
+    }
     data.truncate(received.bytes);
     Ok((data, fds))
 }
@@ -127,6 +137,22 @@ mod tests {
         let mut text = String::new();
         File::from(reader).read_to_string(&mut text).unwrap();
         assert_eq!(text, "alive");
+    }
+
+    #[test]
+    fn a_message_that_is_cut_is_an_error() {
+        let (ours, theirs) = rustix::net::socketpair(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::SEQPACKET,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        send_message(&ours, &[0; 100], &[]).unwrap();
+        send_message(&ours, b"whole", &[]).unwrap();
+        let error = receive_message(&theirs, 99).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(receive_message(&theirs, 99).unwrap().0, b"whole");
     }
 
     #[test]

@@ -90,40 +90,70 @@ pub fn run(run: &RunDir, adopt: bool) -> io::Result<()> {
         eprintln!("keeper: cannot raise the limit on open files: {error}");
     }
     let mut held = Held::new();
-    let mut pause = Duration::ZERO;
-    let mut first = !adopt;
-    let mut adopted = match adopt {
-        true => Some(io::stdin().as_fd().try_clone_to_owned()?),
-        false => None,
+    let begin = Instant::now();
+    let end = if adopt {
+        let socket = io::stdin().as_fd().try_clone_to_owned()?;
+        End {
+            in_order: hold(&socket, &mut held),
+            how: "adopted".to_owned(),
+        }
+    } else {
+        let daemon = start_daemon(run, true)?;
+        // Whoever waits for the daemon's word shall see the end of the stream when the daemon closes it.
+        let null = File::options().write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdout(&null)?;
+        follow(daemon, &mut held)
     };
-    loop {
-        let begin = Instant::now();
-        let (ended_in_order, status) = match adopted.take() {
-            Some(socket) => (hold(&socket, &mut held), "adopted".to_owned()),
-            None => {
-                let (mut child, socket) = start_daemon(run, first)?;
-                if first {
-                    // Whoever waits for the daemon's word shall see the end of the stream when the daemon closes it.
-                    let null = File::options().write(true).open("/dev/null")?;
-                    rustix::stdio::dup2_stdout(&null)?;
-                    first = false;
-                }
-                let ended_in_order = serve(&socket, &mut held);
-                (ended_in_order, child.wait()?.to_string())
-            }
-        };
-        if ended_in_order && held.is_empty() {
-            return Ok(());
-        }
-        if held.is_empty() && State::read(run).is_ok_and(|state| state.controllers.is_empty()) {
-            return Ok(());
-        }
+    let needless = || State::read(run).is_ok_and(|state| state.controllers.is_empty());
+    let again = || start_daemon(run, false);
+    keep(&mut held, (end, begin), needless, again, std::thread::sleep);
+    Ok(())
+}
+
+/// How a daemon ended.
+struct End {
+    in_order: bool,
+    how: String,
+}
+
+/// Follows a daemon that was started to its end.
+fn follow((mut child, socket): (Child, OwnedFd), held: &mut Held) -> End {
+    let in_order = serve(&socket, held);
+    // A daemon that lives on without its keeper sees the socket end.
+    drop(socket);
+    let how = match child.wait() {
+        Ok(status) => status.to_string(),
+        Err(error) => error.to_string(),
+    };
+    End { in_order, how }
+}
+
+/// Starts the daemon again for as long as it is needed: not when it ended in order, or when nothing is held and the state is
+/// `needless`. Nothing else ends it, least of all that starting fails for a while: what is held would be gone.
+fn keep(
+    held: &mut Held,
+    (mut end, mut begin): (End, Instant),
+    needless: impl Fn() -> bool,
+    again: impl Fn() -> io::Result<(Child, OwnedFd)>,
+    sleep: impl Fn(Duration),
+) {
+    let mut pause = Duration::ZERO;
+    while !held.is_empty() || !(end.in_order || needless()) {
         pause = pause_after(begin.elapsed(), pause);
         eprintln!(
-            "keeper: the daemon ended ({status}); starting it again in {} s",
+            "keeper: the daemon ended ({}); starting it again in {} s",
+            end.how,
             pause.as_secs()
         );
-        std::thread::sleep(pause);
+        sleep(pause);
+        begin = Instant::now();
+        end = match again() {
+            Ok(daemon) => follow(daemon, held),
+            Err(error) => End {
+                in_order: false,
+                how: format!("it could not be started: {error}"),
+            },
+        };
     }
 }
 
@@ -236,6 +266,10 @@ fn hold(socket: &OwnedFd, held: &mut Held) -> bool {
             Ok((Message::End, _)) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return in_order,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Of one device; the others are still held.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                eprintln!("keeper: a message is of no use: {error}");
+            }
             Err(error) => {
                 eprintln!("keeper: {error}");
                 return false;
@@ -378,6 +412,7 @@ fn store_order(name: &str) -> (String, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
     use std::io::{Read as _, Write as _};
 
     #[test]
@@ -458,6 +493,53 @@ mod tests {
         assert!(in_order && held.contains_key("a"));
         drop(keeper);
         daemon.lost().await.unwrap();
+    }
+
+    #[test]
+    fn what_is_held_outlives_failures_to_start_a_daemon() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let mut held = Held::from([("a".to_owned(), vec![reader])]);
+        let (tries, pauses) = (Cell::new(0), RefCell::new(Vec::new()));
+        let again = || {
+            tries.set(tries.get() + 1);
+            if tries.get() < 3 {
+                return Err(io::ErrorKind::OutOfMemory.into());
+            }
+            let (ours, theirs) = socketpair(
+                AddressFamily::UNIX,
+                SocketType::SEQPACKET,
+                SocketFlags::CLOEXEC,
+                None,
+            )?;
+            // In place of a daemon, which takes what is held, gives it up, and ends in order.
+            std::thread::spawn(move || {
+                let mut got = Vec::new();
+                while let (Message::Hold(_), fds) = receive(&theirs).unwrap() {
+                    got.extend(fds);
+                }
+                let [reader]: [OwnedFd; 1] = got.try_into().unwrap();
+                File::from(reader).read_exact(&mut [0; 5]).unwrap();
+                // What is no message ends nothing.
+                send_message(&theirs, b"?", &[]).unwrap();
+                send(&theirs, &Message::Release("a".into()), &[]).unwrap();
+                send(&theirs, &Message::Bye, &[]).unwrap();
+            });
+            Ok((Command::new("true").spawn()?, ours))
+        };
+        File::from(writer).write_all(b"alive").unwrap();
+        let died = End {
+            in_order: false,
+            how: "killed".to_owned(),
+        };
+        keep(
+            &mut held,
+            (died, Instant::now()),
+            || true,
+            again,
+            |pause| pauses.borrow_mut().push(pause.as_secs()),
+        );
+        assert!(held.is_empty());
+        assert_eq!(pauses.into_inner(), [1, 2, 4]);
     }
 
     #[test]
