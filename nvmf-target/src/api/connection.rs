@@ -124,7 +124,8 @@ fn unreadable(why: &StreamError) -> RpcError {
 pub async fn refuse(mut stream: impl Stream, why: RpcError) -> io::Result<()> {
     let answer = refusal(Value::Null, why);
     send(&mut stream, &answer).await?;
-    stream.shutdown().await?;
+    // TLS says that it ends, for which a client that reads nothing may leave no room.
+    timeout(STALL, stream.shutdown()).await??;
     let mut buffer = vec![0; READ_BYTES];
     let mut left = MAX_DISCARDED_BYTES;
     timeout(DISCARD, async {

@@ -65,13 +65,14 @@ use nvmf_rpc::{Method, RpcError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tokio::task::yield_now;
 
 use crate::backend::BackingError;
 use crate::control::live::LiveError;
 use crate::control::target::Target;
 
-/// Most requests of one batch: enough for any script, and the answers stay of bounded size.
-const MAX_BATCH: usize = 1000;
+/// Most requests of one batch: enough for any script, and few enough for answers that list all there is to be kept together.
+const MAX_BATCH: usize = 100;
 
 /// The parameters of a method that has none.
 #[derive(Debug, Default, Deserialize)]
@@ -155,6 +156,8 @@ impl Methods {
         let mut answers = Vec::new();
         for value in batch {
             answers.extend(self.answer_one(target, rights, value).await);
+            // As between requests: the thread has others to serve.
+            yield_now().await;
         }
         (!answers.is_empty()).then_some(Value::Array(answers))
     }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use nvmf_rpc::error::code;
@@ -90,11 +91,41 @@ fn batches_are_answered_together() {
     raw.send(json!([notification, notification]).to_string());
     assert_eq!(raw.ask(request(7, "spdk_get_version").to_string())["id"], 7);
     assert_eq!(raw.ask("[]")["error"]["code"], code::INVALID_REQUEST);
-    let many = Value::Array(vec![notification; 1001]);
+    let many = Value::Array(vec![notification; 101]);
     assert_eq!(
         raw.ask(many.to_string())["error"]["code"],
         code::INVALID_REQUEST
     );
+}
+
+#[test]
+fn a_batch_does_not_hold_up_other_clients() {
+    let target = client::empty();
+    for number in 0..50 {
+        target.call(
+            "bdev_null_create",
+            json!({"name": format!("n{number}"), "num_blocks": 8, "block_size": 512}),
+        );
+    }
+    let mut raw = target.raw();
+    let other = target.rpc();
+    let batch: Vec<_> = (0..100).map(|id| request(id, "bdev_get_bdevs")).collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let others = threads.spawn(|| {
+            let mut served = 0;
+            while !done.load(Ordering::Relaxed) {
+                other.call("spdk_get_version", Value::Null).unwrap();
+                served += 1;
+            }
+            served
+        });
+        let answers = raw.ask(Value::Array(batch).to_string());
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(answers.as_array().unwrap().len(), 100);
+        let served = others.join().unwrap();
+        assert!(served >= 10, "{served} requests within a batch of 100");
+    });
 }
 
 #[test]
