@@ -10,6 +10,7 @@ use rustix::fs::{
     AtFlags, CWD, IFlags, OFlags, StatxAttributes, StatxFlags, fstatfs, fstatvfs, ioctl_ficlone,
     ioctl_getflags, ioctl_setflags, statx,
 };
+use rustix::io::Errno;
 
 use super::config::PoolConfig;
 use super::error::PoolError;
@@ -76,7 +77,7 @@ impl FileSystem {
         let dir = File::open(folder).map_err(system("opening it"))?;
         let stat = fstatfs(&dir).map_err(|errno| system("statfs")(errno.into()))?;
         let (kind, type_name) = name_of(stat.f_type as u64);
-        let reflink = can_reflink(folder).map_err(system("trying a reflink in it"))?;
+        let reflink = can_reflink(folder, kind).map_err(system("trying a reflink in it"))?;
         Ok(FileSystem {
             kind,
             type_name,
@@ -112,8 +113,15 @@ impl FileSystem {
     }
 }
 
-/// Tries a reflink between two files without names, which are gone whatever happens.
-fn can_reflink(folder: &Path) -> io::Result<bool> {
+/// Whether an error says that there is no room left.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    let full = [Errno::NOSPC, Errno::DQUOT].map(|errno| Some(errno.raw_os_error()));
+    full.contains(&error.raw_os_error())
+}
+
+/// Tries a reflink between two files without names, which are gone whatever happens. A full file system, which must be opened all the
+/// same, has no room for what is to be shared; it still says whether it shares nothing, or is known by its kind.
+fn can_reflink(folder: &Path, kind: Kind) -> io::Result<bool> {
     let temporary = || {
         fs::OpenOptions::new()
             .read(true)
@@ -125,17 +133,18 @@ fn can_reflink(folder: &Path) -> io::Result<bool> {
     let (from, to) = match (temporary(), temporary()) {
         (Ok(from), Ok(to)) => (from, to),
         // No such files on this file system; none that has reflinks lacks them.
-        (Err(error), _) | (_, Err(error)) if error.raw_os_error() == Some(libc_eopnotsupp()) => {
+        (Err(error), _) | (_, Err(error))
+            if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) =>
+        {
             return Ok(false);
         }
+        (Err(error), _) | (_, Err(error)) if is_full(&error) => return Ok(kind != Kind::Other),
         (Err(error), _) | (_, Err(error)) => return Err(error),
     };
-    from.write_all_at(&[1; 4096], 0)?;
-    Ok(ioctl_ficlone(&to, &from).is_ok())
-}
-
-fn libc_eopnotsupp() -> i32 {
-    rustix::io::Errno::OPNOTSUPP.raw_os_error()
+    match from.write_all_at(&[1; 4096], 0) {
+        Err(error) if !is_full(&error) => Err(error),
+        _ => Ok(ioctl_ficlone(&to, &from).is_ok()),
+    }
 }
 
 /// How full the file system of the open `folder` is.

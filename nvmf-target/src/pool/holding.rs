@@ -28,16 +28,17 @@ pub(super) struct Holding {
     pub(super) damaged: BTreeMap<Key, String>,
     /// Names that are being made, changed, copied or removed.
     in_work: BTreeSet<Key>,
-    /// What those that are being made will be promised.
-    pub(super) reserved_bytes: u64,
+    /// What those that are being made will be promised; a few of the largest volumes exceed 64 bits.
+    pub(super) reserved_bytes: u128,
 }
 
 impl Holding {
-    /// What all that is here, and all that is being made, can come to take.
+    /// What all that is here, and all that is being made, can come to take; at most what 64 bits hold.
     pub(super) fn provisioned_bytes(&self) -> u64 {
         let sizes = self.volumes.values().map(|volume| volume.size_bytes);
         let kept = self.kept_bytes.values().copied();
-        sizes.chain(kept).sum::<u64>() + self.reserved_bytes
+        let here = sizes.chain(kept).map(u128::from).sum::<u128>();
+        u64::try_from(here + self.reserved_bytes).unwrap_or(u64::MAX)
     }
 
     /// The error for a name that is not free.
@@ -136,7 +137,7 @@ impl Claim {
         }
         let keys: Vec<Key> = new.into_iter().chain(existing).collect();
         holding.in_work.extend(keys.iter().cloned());
-        holding.reserved_bytes += wanted_bytes;
+        holding.reserved_bytes += u128::from(wanted_bytes);
         drop(holding);
         Ok(Claim {
             pool: Arc::clone(pool),
@@ -152,6 +153,6 @@ impl Drop for Claim {
         for key in &self.keys {
             holding.in_work.remove(key);
         }
-        holding.reserved_bytes -= self.reserved_bytes;
+        holding.reserved_bytes -= u128::from(self.reserved_bytes);
     }
 }

@@ -223,8 +223,7 @@ impl Pool {
 
     /// Errors of the file system, with a full one told apart.
     pub(super) fn failed(&self, path: &Path, action: &'static str, error: io::Error) -> PoolError {
-        let full = [Errno::NOSPC, Errno::DQUOT].map(|errno| Some(errno.raw_os_error()));
-        if full.contains(&error.raw_os_error()) {
+        if filesystem::is_full(&error) {
             return PoolError::Full {
                 pool: self.config.name.clone(),
                 action,
@@ -316,16 +315,29 @@ impl Pool {
         Ok(())
     }
 
+    /// Claims a volume, and `wanted_bytes` more of what the pool may promise. Its record is as nobody else can change it now.
+    fn claim_volume(
+        self: &Arc<Self>,
+        name: &str,
+        wanted_bytes: u64,
+    ) -> Result<(Claim, VolumeRecord), PoolError> {
+        let key = (Kind::Volume, name.to_owned());
+        let claim = Claim::take(self, Vec::new(), vec![key], wanted_bytes)?;
+        let record = self.holding().volumes.get(name).cloned();
+        let record = record.ok_or_else(|| PoolError::InWork(name.to_owned()))?;
+        Ok((claim, record))
+    }
+
     /// Grows a volume; its new size is durable when this ends. The same size is no error.
     pub fn grow_volume(
         self: &Arc<Self>,
         name: &str,
         size_bytes: u64,
     ) -> Result<VolumeRecord, PoolError> {
-        let mut record = self.volume(name)?;
+        let before = self.volume(name)?;
         let (old, new) = (
-            record.size_bytes,
-            whole_blocks(size_bytes, record.block_bytes)?,
+            before.size_bytes,
+            whole_blocks(size_bytes, before.block_bytes)?,
         );
         if new < old {
             return Err(PoolError::Invalid(format!(
@@ -333,10 +345,12 @@ impl Pool {
             )));
         }
         if new == old {
-            return Ok(record);
+            return Ok(before);
         }
-        let key = (Kind::Volume, name.to_owned());
-        let _claim = Claim::take(self, Vec::new(), vec![key], new - old)?;
+        let (_claim, mut record) = self.claim_volume(name, new - old)?;
+        if record.size_bytes != old {
+            return Err(PoolError::InWork(name.to_owned()));
+        }
         let path = self.volumes.blocks(name);
         let file = OpenOptions::new()
             .write(true)
@@ -372,12 +386,10 @@ impl Pool {
         name: &str,
         hosts: BTreeSet<String>,
     ) -> Result<VolumeRecord, PoolError> {
-        let mut record = self.volume(name)?;
+        let (_claim, mut record) = self.claim_volume(name, 0)?;
         if record.hosts == hosts {
             return Ok(record);
         }
-        let key = (Kind::Volume, name.to_owned());
-        let _claim = Claim::take(self, Vec::new(), vec![key], 0)?;
         record.hosts = hosts;
         self.volumes.replace(&record)?;
         self.holding()
@@ -388,10 +400,7 @@ impl Pool {
 
     /// Makes a volume exist no more. Its space comes back with [`Removed::reclaim`].
     pub fn delete_volume(self: &Arc<Self>, name: &str) -> Result<Removed, PoolError> {
-        let key = (Kind::Volume, name.to_owned());
-        let _claim = Claim::take(self, Vec::new(), vec![key], 0)?;
-        let record = self.holding().volumes.get(name).cloned();
-        let record = record.ok_or_else(|| PoolError::InWork(name.to_owned()))?;
+        let (_claim, record) = self.claim_volume(name, 0)?;
         let removed = self.volumes.remove(&record)?;
         self.holding().volumes.remove(name);
         Ok(removed)

@@ -56,6 +56,38 @@ fn only_hosts_that_were_granted_a_volume_connect_to_it() {
 }
 
 #[test]
+fn grants_wait_for_snapshots_of_volumes_in_the_same_subsystem() {
+    let Some(rig) = Rig::xfs("grants and snapshots", "") else {
+        return;
+    };
+    for name in ["one", "two"] {
+        rig.ask(CreateVolume {
+            size_bytes: Some(MIB),
+            subsystem: Some("nqn.2025-01.org.example:both".into()),
+            ..volume(name)
+        });
+    }
+    let client = rig.target.rpc();
+    std::thread::scope(|threads| {
+        let snapshots = threads.spawn(move || {
+            for number in 0..40 {
+                let params = CreateSnapshot {
+                    pool: POOL.into(),
+                    volume: "two".into(),
+                    name: format!("s{number}"),
+                    ..CreateSnapshot::default()
+                };
+                client.request(&params).unwrap();
+            }
+        });
+        while !snapshots.is_finished() {
+            assert_eq!(rig.grant("one", HOST).hosts, [HOST]);
+            assert!(rig.ask(remove("one", HOST)).hosts.is_empty());
+        }
+    });
+}
+
+#[test]
 fn a_removed_host_is_fenced_when_the_call_returns() {
     let Some(mut rig) = Rig::xfs("fencing", "") else {
         return;

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use nvmf_rpc::types;
 
-use super::super::record::VolumeRecord;
 use super::subsystem::{access, common_hosts, nqn_of, parse_host};
 use super::{Failure, Pools, blocking};
 use crate::control::live::{self, Owner};
@@ -51,11 +50,9 @@ impl Pools {
         change: impl FnOnce(&mut BTreeSet<String>),
     ) -> Result<types::Volume, Failure> {
         let pool = Arc::clone(self.pool(pool)?);
-        let (_held, volume) = self.lock_volume(&pool, name).await?;
-        let members: Vec<(String, VolumeRecord)> = match volume.shared {
-            true => self.members(&volume.nqn),
-            false => vec![(pool.config().name.clone(), volume.clone())],
-        };
+        // All of them: while a snapshot of one is taken nobody changes its record.
+        let (_held, members) = self.lock_sharers(&pool, name).await?;
+        let nqn = nqn_of(&members[0].1)?;
         let mut hosts = common_hosts(&members);
         change(&mut hosts);
         for (pool, member) in members {
@@ -63,7 +60,7 @@ impl Pools {
             blocking(move || pool.set_hosts(&member.name, hosts)).await?;
         }
         // Also where nothing changed: an earlier call may not have come this far.
-        live::set_hosts(target, Owner::Pool, &nqn_of(&volume)?, access(&hosts)?).await?;
+        live::set_hosts(target, Owner::Pool, &nqn, access(&hosts)?).await?;
         let now = pool.volume(name)?;
         self.describe(target, &pool, now).await
     }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use nvmf_rpc::{RpcError, types};
+use uuid::Uuid;
 
 use super::super::error::PoolError;
 use super::super::record::{NewVolume, Provisioning, Source, VolumeRecord};
@@ -189,6 +190,36 @@ impl Pools {
             // Another one of that name may have come meanwhile, in another subsystem.
             if before.is_ok_and(|before| before.nqn == now.nqn) {
                 return Ok((held, now));
+            }
+        }
+    }
+
+    /// Locks a volume and all that share its subsystem, of whatever pool; at least one.
+    pub(super) async fn lock_sharers(
+        &self,
+        pool: &Pool,
+        name: &str,
+    ) -> Result<(super::locks::Held, Vec<(String, VolumeRecord)>), Failure> {
+        loop {
+            let (held, volume) = self.lock_volume(pool, name).await?;
+            if !volume.shared {
+                return Ok((held, vec![(pool.config().name.clone(), volume)]));
+            }
+            drop(held);
+            let ids = |members: &[(String, VolumeRecord)]| -> Vec<Uuid> {
+                members.iter().map(|(_, member)| member.id).collect()
+            };
+            let before = self.members(&volume.nqn);
+            let volumes = before
+                .iter()
+                .map(|(pool, member)| Key::Volume(pool.clone(), member.name.clone()));
+            let subsystem = Key::Subsystem(volume.nqn.clone());
+            let held = self.locks.take(volumes.chain([subsystem]).collect()).await;
+            let members = self.members(&volume.nqn);
+            // Others may have come or gone meanwhile, this one too.
+            let ids = (ids(&before), ids(&members));
+            if ids.0 == ids.1 && ids.1.contains(&volume.id) {
+                return Ok((held, members));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What a pool does with volumes, snapshots and clones, and what it refuses.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::fs::FileExt;
 
 use super::*;
@@ -276,6 +277,57 @@ fn promises_are_kept_by_policy() {
     ));
     assert_eq!(pool.volume("thick").unwrap(), grown);
     assert!(pool.volume_allocated("thick") < 17 * MIB);
+}
+
+#[test]
+fn promises_can_exceed_what_64_bits_count() {
+    let Some(mount) = Mount::xfs("pool of huge volumes", 512 * MIB) else {
+        return;
+    };
+    let config = PoolConfig {
+        overcommit: Overcommit::Allow,
+        ..config(&mount.root())
+    };
+    let pool = Pool::open(config, PATIENCE).unwrap().0;
+    let largest = (1 << 63) - 4096;
+    for name in ["a", "b", "c"] {
+        pool.create_volume(&new(name, largest)).unwrap();
+    }
+    assert_eq!(pool.usage().unwrap().provisioned_bytes, u64::MAX);
+    pool.delete_volume("a").unwrap().reclaim();
+    let two = pool.usage().unwrap().provisioned_bytes;
+    assert_eq!(two, 2 * largest, "what is gone counts no more");
+}
+
+/// Takes all the room that there is, to the last byte.
+fn fill(root: &Path) {
+    let mut file = File::create(root.join("filler")).unwrap();
+    let chunk = vec![1; 1 << 20];
+    let mut len = chunk.len();
+    while len > 0 {
+        match file.write(&chunk[..len]).and_then(|_| file.sync_data()) {
+            Ok(()) => {}
+            Err(_) => len /= 2,
+        }
+    }
+}
+
+#[test]
+fn a_full_pool_can_be_opened_and_emptied() {
+    let tmpfs = Mount::tmpfs("full pool on tmpfs", 8 * MIB);
+    let xfs = Mount::xfs("full pool on XFS", 512 * MIB);
+    for (mount, reflink) in [(tmpfs, false), (xfs, true)] {
+        let Some(mount) = mount else {
+            continue;
+        };
+        let root = mount.root();
+        open(&root).create_volume(&new("v", MIB)).unwrap();
+        fill(&root);
+        let pool = open(&root);
+        assert_eq!(pool.file_system().reflink, reflink);
+        pool.delete_volume("v").unwrap().reclaim();
+        assert!(pool.volumes().is_empty());
+    }
 }
 
 #[test]
