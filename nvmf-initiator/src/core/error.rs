@@ -1,8 +1,9 @@
-//! Why a controller could not be connected, or an admin command not be done: cause first, remedy behind it.
+//! Why a controller could not be connected, an admin command not be done, or a queue ended: cause first, remedy behind it.
 
 use std::io;
 
 use nvme_proto::rdma::CmStatus;
+use nvme_proto::tcp::pdu::Fes;
 use nvme_proto::violation::Violation;
 use nvme_proto::wire::Status;
 use nvme_proto::wire::fabrics::InvalidParameter;
@@ -199,6 +200,41 @@ fn refusal(status: &Status, parameter: &Option<InvalidParameter>, hostnqn: &str)
         }
         _ => String::new(),
     }
+}
+
+/// Why a queue ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    /// The target closed the connection.
+    #[error("the target closed the connection")]
+    ClosedByPeer,
+    /// The socket failed.
+    #[error("the connection failed: {0}")]
+    Socket(Errno),
+    /// A work request, the device or the connection manager failed.
+    #[error("the RDMA connection failed: {0}")]
+    Rdma(String),
+    /// The target broke a rule of the protocol.
+    #[error("the target broke the protocol: {0}")]
+    Violation(Violation),
+    /// The target ended the connection with a termination request.
+    #[error(
+        "the target ended the connection with a termination request: {fes}, information {fei:08x}h"
+    )]
+    TermReq {
+        /// Fatal Error Status.
+        fes: Fes,
+        /// Fatal Error Information.
+        fei: u32,
+    },
+    /// A command had no answer in time, nor after its abort was asked for.
+    #[error(
+        "a command had no answer within {0} ms, and none for as long again after its abort was asked for"
+    )]
+    CommandTimeout(u32),
+    /// No buffer for the queue's own use.
+    #[error("the buffer pool has no room for another queue; raise its bound")]
+    NoBuffer,
 }
 
 #[cfg(test)]

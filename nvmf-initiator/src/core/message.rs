@@ -10,8 +10,8 @@ use nvme_proto::{rdma, tcp::host as tcp};
 use nvmf_io::verbs::IdleQueuePair;
 use tokio::sync::{mpsc, oneshot};
 
+use super::error::QueueError;
 use super::namespace::NamespaceInfo;
-use super::queue::QueueError;
 use super::request::IoError;
 
 /// One controller of this process, over all its associations.

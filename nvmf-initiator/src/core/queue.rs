@@ -17,54 +17,18 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use nvme_proto::queue::SlotId;
-use nvme_proto::tcp::pdu::Fes;
-use nvme_proto::violation::Violation;
 use nvme_proto::wire::nvm::DsmRange;
-use nvme_proto::wire::{Cid, Lba, Qid, Sqe, Status};
+use nvme_proto::wire::{Cid, Qid, Sqe, Status};
 use nvmf_io::verbs::WorkCounts;
-use nvmf_io::{Buf, BufPool, Completion, Errno, Ring};
+use nvmf_io::{Buf, BufPool, Completion, Ring};
 use zerocopy::IntoBytes;
 
 use self::rdma::RdmaWire;
 use self::tcp::{Progress, TcpWire};
+use super::error::QueueError;
 use super::message::{ControllerKey, EventSink, FromShard, NewQueue, NewWire};
 use super::rdma::Registrars;
 use crate::tokens::TokenSpace;
-
-/// Why a queue ended.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum QueueError {
-    /// The target closed the connection.
-    #[error("the target closed the connection")]
-    ClosedByPeer,
-    /// The socket failed.
-    #[error("the connection failed: {0}")]
-    Socket(Errno),
-    /// A work request, the device or the connection manager failed.
-    #[error("the RDMA connection failed: {0}")]
-    Rdma(String),
-    /// The target broke a rule of the protocol.
-    #[error("the target broke the protocol: {0}")]
-    Violation(Violation),
-    /// The target ended the connection with a termination request.
-    #[error(
-        "the target ended the connection with a termination request: {fes}, information {fei:08x}h"
-    )]
-    TermReq {
-        /// Fatal Error Status.
-        fes: Fes,
-        /// Fatal Error Information.
-        fei: u32,
-    },
-    /// A command had no answer in time, nor after its abort was asked for.
-    #[error(
-        "a command had no answer within {0} ms, and none for as long again after its abort was asked for"
-    )]
-    CommandTimeout(u32),
-    /// No buffer for the queue's own use.
-    #[error("the buffer pool has no room for another queue; raise its bound")]
-    NoBuffer,
-}
 
 /// A part of a request: what one command does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +52,6 @@ pub(crate) enum Data {
     Out(Buf, u32, u32),
     /// From the controller, to this place.
     In(Buf, u32, u32),
-    /// To the controller: a range of blocks, from the queue's own memory.
-    Range(Lba, u32),
 }
 
 #[derive(Debug)]
@@ -286,18 +248,6 @@ impl IoQueue {
     /// Submits a command; it goes out with the next [`IoQueue::flush`]. False when the queue takes no more, for now or because it
     /// broke, which the flush then says.
     pub fn submit(&mut self, sqe: &Sqe, data: Data, part: Part, now_ms: u32) -> bool {
-        let data = match data {
-            Data::Range(slba, blocks) => {
-                let Some(slot) = self.wire.next_slot() else {
-                    return false;
-                };
-                let at = u32::from(slot.0) * DSM_RANGE_BYTES;
-                self.ranges
-                    .copy_in(at, DsmRange::new(slba, blocks).as_bytes());
-                Data::Out(self.ranges.clone(), at, DSM_RANGE_BYTES)
-            }
-            data => data,
-        };
         let slot = match self.wire.submit(sqe, &data) {
             Ok(Some(slot)) => slot,
             Ok(None) => return false,
@@ -307,7 +257,7 @@ impl IoQueue {
             }
         };
         let (buf, buf_offset, expected_in) = match data {
-            Data::None | Data::Range(..) => (None, 0, 0),
+            Data::None => (None, 0, 0),
             Data::Out(buf, offset, _) => (Some(buf), offset, 0),
             Data::In(buf, offset, len) => (Some(buf), offset, len),
         };
@@ -321,6 +271,17 @@ impl IoQueue {
         };
         self.slots.put(slot, command);
         true
+    }
+
+    /// Submits a command whose data is a range of blocks, from the queue's own memory; see [`IoQueue::submit`].
+    pub fn submit_range(&mut self, sqe: &Sqe, range: DsmRange, part: Part, now_ms: u32) -> bool {
+        let Some(slot) = self.wire.next_slot() else {
+            return false;
+        };
+        let at = u32::from(slot.0) * DSM_RANGE_BYTES;
+        self.ranges.copy_in(at, range.as_bytes());
+        let data = Data::Out(self.ranges.clone(), at, DSM_RANGE_BYTES);
+        self.submit(sqe, data, part, now_ms)
     }
 
     /// A ring operation of this queue completed.

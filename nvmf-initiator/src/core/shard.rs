@@ -20,15 +20,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nvme_proto::wire::Lba;
+use nvme_proto::wire::nvm::DsmRange;
 use nvmf_io::ring::Wait;
 use nvmf_io::verbs::WorkCounts;
 use nvmf_io::{BufPool, Completion, Ring, Token};
 use tokio::sync::oneshot;
 
+use super::error::QueueError;
 use super::head::{NamespaceHead, Retry, Verdict, judge};
 use super::message::{ControllerKey, FromShard, HeadKey, HeadState, NewQueue, ToShard};
 use super::namespace::NamespaceInfo;
-use super::queue::{Data, Finished, IoQueue, Part, QueueError};
+use super::queue::{Data, Finished, IoQueue, Part};
 use super::rdma::Registrars;
 use super::request::{Done, IoError, Op, Request, command};
 use super::requests::Requests;
@@ -491,7 +493,6 @@ impl Shard {
             open.buf_offset + (part.first * u64::from(info.block_bytes)) as u32
         };
         let data = match (open.op, &open.buf) {
-            (Op::Discard, _) => Data::Range(slba, part.blocks),
             (Op::Read, Some(buf)) => Data::In(
                 buf.clone(),
                 offset(&head.info),
@@ -506,7 +507,13 @@ impl Shard {
         };
         let sqe = command(open.op, head.info.nsid, slba, part.blocks);
         let queue = self.queues[index].as_mut().expect("a queue with room");
-        let taken = queue.submit(&sqe, data, part, self.now_ms);
+        let taken = match open.op {
+            Op::Discard => {
+                let range = DsmRange::new(slba, part.blocks);
+                queue.submit_range(&sqe, range, part, self.now_ms)
+            }
+            _ => queue.submit(&sqe, data, part, self.now_ms),
+        };
         // One that broke says so when it is flushed.
         self.mark_dirty(index);
         taken

@@ -13,11 +13,11 @@ use nvme_proto::tcp::controller::Received;
 use nvme_proto::tcp::host::HostLimits;
 use nvme_proto::tcp::{ControllerConn, HostConn, Pda, TX_HEADER_BYTES, TcpParams, TxHeader};
 use nvme_proto::wire::{Lba, Nsid, Qid};
+use nvmf_initiator::core::error::QueueError;
 use nvmf_initiator::core::message::{
     ControllerKey, FromShard, HeadKey, HeadState, NewQueue, NewWire, ToShard,
 };
 use nvmf_initiator::core::namespace::{Limits, NamespaceIdentity, NamespaceInfo};
-use nvmf_initiator::core::queue::QueueError;
 use nvmf_initiator::core::shard::Shard;
 use nvmf_initiator::polled::{Done, IoError, Op, Request};
 use nvmf_io::{Buf, BufPool, PoolConfig, Ring, RingConfig, Wait};

@@ -113,7 +113,7 @@ impl RdmaWire {
             return Ok(None);
         };
         let memory = match data {
-            Data::None | Data::Range(..) => Memory::None,
+            Data::None => Memory::None,
             Data::Out(buf, offset, len) => Memory::Out(buf, *offset..offset + len),
             Data::In(buf, offset, len) => Memory::In(buf, *offset..offset + len),
         };

@@ -62,7 +62,7 @@ impl TcpWire {
     /// Takes a command.
     pub(super) fn submit(&mut self, sqe: &Sqe, data: &Data) -> Option<SlotId> {
         let transfer = match data {
-            Data::None | Data::Range(..) => Transfer::None,
+            Data::None => Transfer::None,
             Data::Out(_, _, len) => self.conn.write_transfer(sqe, *len),
             Data::In(_, _, len) => Transfer::ToHost(*len),
         };
