@@ -9,30 +9,10 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::api::{
-    AttachRequest, ConnectRequest, ControllerStatus, Failure, FailureKind, NamespaceStatus, Reply,
-    Selection,
+    AttachRequest, ControllerStatus, Failure, FailureKind, NamespaceStatus, Reply, Selection,
 };
-use super::attachment::LIVE;
+use super::attachment::{Association, LIVE};
 use super::node::Node;
-use crate::address::Address;
-
-/// What makes two associations of this node the same.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Association<'a> {
-    pub address: &'a Address,
-    pub subnqn: &'a str,
-    pub hostnqn: &'a str,
-}
-
-impl<'a> Association<'a> {
-    pub fn of(request: &'a ConnectRequest) -> Self {
-        Association {
-            address: &request.target.address,
-            subnqn: &request.target.subnqn,
-            hostnqn: &request.host.hostnqn,
-        }
-    }
-}
 
 impl Node {
     /// Returns when this association is not being connected.
@@ -128,8 +108,9 @@ fn usable(request: &AttachRequest, status: &ControllerStatus) -> Result<Option<S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Address;
     use crate::core::namespace::NamespaceIdentity;
-    use crate::daemon::api::NamespaceSelector;
+    use crate::daemon::api::{ConnectRequest, NamespaceSelector};
     use crate::host::HostIdentity;
     use crate::options::Target;
     use uuid::Uuid;

@@ -19,6 +19,7 @@ use super::names;
 use super::node::Node;
 use super::shard::{NewFrontEnd, ToDeviceShard};
 use super::state::{ControllerRecord, DeviceRecord, NamespaceRecord};
+use crate::address::Address;
 use crate::block::{
     BlockForm, BlockLimits, Device, DeviceError, DeviceSpec, DeviceState, Kept, QueueSetup,
 };
@@ -33,6 +34,24 @@ const MAX_TRANSFER_BYTES: u32 = 1 << 20;
 const MAX_RANGE_BYTES: u32 = 1 << 30;
 /// How long front ends may take to finish once their device is gone and their namespace closed.
 const FINISH_LIMIT: Duration = Duration::from_secs(10);
+
+/// What makes two associations of this node the same.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Association<'a> {
+    pub address: &'a Address,
+    pub subnqn: &'a str,
+    pub hostnqn: &'a str,
+}
+
+impl<'a> Association<'a> {
+    pub fn of(request: &'a ConnectRequest) -> Self {
+        Association {
+            address: &request.target.address,
+            subnqn: &request.target.subnqn,
+            hostnqn: &request.host.hostnqn,
+        }
+    }
+}
 
 /// What an attachment is made from.
 pub(crate) struct AttachmentSpec {

@@ -14,8 +14,7 @@ use tokio::sync::Notify;
 
 use super::RunDir;
 use super::api::{ConnectRequest, Failure, FailureKind, Reply, Request, Selection};
-use super::attach::Association;
-use super::attachment::{Attachment, AttachmentSpec, LIVE, Remains};
+use super::attachment::{Association, Attachment, AttachmentSpec, LIVE, Remains};
 use super::keeper::{Held, Keeper, pause_after};
 use super::shard::DeviceShard;
 use super::state::{ControllerRecord, Saver, State};
