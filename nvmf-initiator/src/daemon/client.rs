@@ -29,9 +29,6 @@ pub enum Absent<'a> {
 
 /// Asks the daemon. `Ok(None)` when there is none and none shall be started for it.
 pub fn ask(run: &RunDir, request: Request, start: Absent<'_>) -> Result<Option<Reply>, Failure> {
-    let Some(stream) = reach(run, start)? else {
-        return Ok(None);
-    };
     let broken = |error: io::Error| {
         let log = run.log();
         FailureKind::Other.because(format!(
@@ -45,14 +42,17 @@ pub fn ask(run: &RunDir, request: Request, start: Absent<'_>) -> Result<Option<R
     })
     .expect("requests have a JSON form");
     line.push(b'\n');
-    (&stream).write_all(&line).map_err(broken)?;
-    let mut answer = String::new();
-    BufReader::new(&stream)
-        .read_line(&mut answer)
-        .map_err(broken)?;
-    if answer.is_empty() {
-        return Err(broken(io::ErrorKind::UnexpectedEof.into()));
-    }
+    let answer = loop {
+        let Some(stream) = reach(run, start, START_LIMIT)? else {
+            return Ok(None);
+        };
+        match exchange(&stream, &line) {
+            Ok(answer) => break answer,
+            // One that ends in order, as an idle one does, takes its socket away first and leaves nothing behind: it did not do this.
+            Err(_) if !run.socket().exists() => {}
+            Err(error) => return Err(broken(error)),
+        }
+    };
     match serde_json::from_str(&answer) {
         Ok(Reply::Failed(failure)) => Err(failure),
         Ok(reply) => Ok(Some(reply)),
@@ -60,8 +60,18 @@ pub fn ask(run: &RunDir, request: Request, start: Absent<'_>) -> Result<Option<R
     }
 }
 
-fn reach(run: &RunDir, start: Absent<'_>) -> Result<Option<UnixStream>, Failure> {
-    let deadline = Instant::now() + START_LIMIT;
+/// One line there and one line back.
+fn exchange(mut stream: &UnixStream, line: &[u8]) -> io::Result<String> {
+    stream.write_all(line)?;
+    let mut answer = String::new();
+    match BufReader::new(stream).read_line(&mut answer)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(answer),
+    }
+}
+
+fn reach(run: &RunDir, start: Absent<'_>, limit: Duration) -> Result<Option<UnixStream>, Failure> {
+    let deadline = Instant::now() + limit;
     loop {
         let error = match UnixStream::connect(run.socket()) {
             Ok(stream) => return Ok(Some(stream)),
@@ -75,23 +85,25 @@ fn reach(run: &RunDir, start: Absent<'_>) -> Result<Option<UnixStream>, Failure>
             let message = format!("{}: {error}; {remedy}", run.socket().display());
             return Err(FailureKind::System.because(message));
         }
-        if !somebody_is_there(run) {
-            match start {
-                Absent::Accept => return Ok(None),
-                Absent::Start => {
-                    let own = std::env::current_exe().map_err(not_started("this program"))?;
-                    start_keeper(run, &own)?;
-                }
-                Absent::StartProgram(program) => start_keeper(run, program)?,
-            }
-        } else if Instant::now() >= deadline {
+        let is_starting = somebody_is_there(run);
+        if let (false, Absent::Accept) = (is_starting, start) {
+            return Ok(None);
+        }
+        if Instant::now() >= deadline {
             let message = format!(
                 "the daemon does not come up; {} may say why",
                 run.log().display()
             );
             return Err(FailureKind::Other.because(message));
-        } else {
-            std::thread::sleep(LOOK_EVERY);
+        }
+        match start {
+            _ if is_starting => std::thread::sleep(LOOK_EVERY),
+            Absent::Accept => {}
+            Absent::Start => {
+                let own = std::env::current_exe().map_err(not_started("this program"))?;
+                start_keeper(run, &own)?;
+            }
+            Absent::StartProgram(program) => start_keeper(run, program)?,
         }
     }
 }
@@ -133,5 +145,44 @@ fn start_keeper(run: &RunDir, program: &Path) -> Result<(), Failure> {
     match word.trim() {
         "ready" | "" => Ok(()),
         why => Err(FailureKind::System.because(format!("the daemon did not start: {why}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    /// What becomes of a request to a daemon that ends without an answer, after `last`.
+    fn ask_one_that_ends(last: impl Fn(&RunDir) + Sync) -> Result<Option<Reply>, Failure> {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::new(folder.path());
+        let listener = UnixListener::bind(run.socket()).unwrap();
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                let (stream, _) = { listener }.accept().unwrap();
+                last(&run);
+                drop(stream);
+            });
+            ask(&run, Request::List, Absent::Accept)
+        })
+    }
+
+    #[test]
+    fn a_daemon_that_ends_in_order_is_asked_no_more_and_one_that_dies_is_an_error() {
+        let in_order = ask_one_that_ends(|run| std::fs::remove_file(run.socket()).unwrap());
+        assert!(in_order.unwrap().is_none());
+        let died = ask_one_that_ends(|_| {}).unwrap_err();
+        assert!(died.message.contains("broke off"), "{died}");
+    }
+
+    #[test]
+    fn a_program_that_starts_nothing_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::new(folder.path());
+        let program = Absent::StartProgram(Path::new("true"));
+        let failure = reach(&run, program, LOOK_EVERY).unwrap_err();
+        assert!(failure.message.contains("does not come up"), "{failure}");
+        assert!(reach(&run, Absent::Accept, LOOK_EVERY).unwrap().is_none());
     }
 }
