@@ -2,8 +2,6 @@
 
 mod common;
 
-use std::path::Path;
-
 use common::host::io;
 use common::*;
 use nvme_proto::queue::Transfer;
@@ -12,19 +10,6 @@ use nvmf_target::backend::{BackingOptions, BackingSpec};
 use nvmf_target::shard::Scope;
 use rig::SUBSYSTEM;
 use zerocopy::little_endian::U32;
-
-const SIZE: u64 = 64 << 20;
-
-fn memory() -> BackingSpec {
-    BackingSpec::Memory { size_bytes: SIZE }
-}
-
-fn file(dir: &Path) -> BackingSpec {
-    BackingSpec::File {
-        path: dir.join("disk"),
-        size_bytes: Some(SIZE),
-    }
-}
 
 /// Bytes that differ from block to block and from one `seed` to the next.
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
@@ -145,7 +130,7 @@ fn all_commands_on_memory() {
 #[test]
 fn all_commands_on_a_file() {
     let dir = tempfile::tempdir().unwrap();
-    let (_rig, mut host) = on(&file(dir.path()), &ConnectOptions::default());
+    let (_rig, mut host) = on(&file_in(dir.path()), &ConnectOptions::default());
     all_commands(&mut host);
 }
 
@@ -172,7 +157,7 @@ fn small_windows_and_no_capsule_data() {
         ..ConnectOptions::default()
     };
     let dir = tempfile::tempdir().unwrap();
-    let (_rig, mut host) = on(&file(dir.path()), &options);
+    let (_rig, mut host) = on(&file_in(dir.path()), &options);
     all_commands(&mut host);
 }
 
@@ -217,7 +202,7 @@ fn the_null_namespace_reads_zeroes_and_drops_writes() {
 #[test]
 fn deep_queues_of_mixed_sizes_keep_every_byte() {
     let dir = tempfile::tempdir().unwrap();
-    for (spec, digests) in [(memory(), true), (file(dir.path()), false)] {
+    for (spec, digests) in [(memory(), true), (file_in(dir.path()), false)] {
         for depth in [2, 128, 1024] {
             let options = ConnectOptions {
                 depth,
@@ -290,7 +275,7 @@ fn one_flush_reaches_all_namespaces() {
         path: dir.path().join("other"),
         size_bytes: Some(SIZE),
     };
-    let mut rig = Rig::new(&[memory(), file(dir.path()), other]);
+    let mut rig = Rig::new(&[memory(), file_in(dir.path()), other]);
     let mut host = rig.connect();
     let flush = io(IoOpcode::FLUSH, Nsid::ALL, 0, 1);
     assert_eq!(host.plain(&flush), Status::SUCCESS);

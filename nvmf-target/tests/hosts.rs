@@ -15,12 +15,6 @@ use nvmf_target::backend::BackingSpec;
 use nvmf_target::shard::{CloseReason, Patience, Scope, ShardConfig};
 use rig::SUBSYSTEM;
 
-const SIZE: u64 = 64 << 20;
-
-fn memory() -> BackingSpec {
-    BackingSpec::Memory { size_bytes: SIZE }
-}
-
 fn qid(qid: u16) -> ConnectOptions {
     ConnectOptions {
         qid,

@@ -8,17 +8,11 @@ use common::host::io;
 use common::*;
 use nvme_proto::queue::{SlotId, Transfer};
 use nvme_proto::wire::{FabricsType, IoOpcode, Nsid, Opcode, Qid, Sqe, Status};
-use nvmf_target::backend::{Backing, BackingOptions, BackingSpec};
+use nvmf_target::backend::{Backing, BackingOptions};
 use nvmf_target::model::{Geometry, Namespace};
 use nvmf_target::shard::{CloseReason, Scope, ShardMessage};
 use rig::{HOST, SUBSYSTEM};
 use zerocopy::little_endian::U32;
-
-const SIZE: u64 = 16 << 20;
-
-fn memory() -> BackingSpec {
-    BackingSpec::Memory { size_bytes: SIZE }
-}
 
 /// Waits until the shard has received `commands` commands on all its queues. It handles the request for its state after what it received before.
 fn wait_received(rig: &Rig, commands: u64) {
@@ -151,11 +145,7 @@ impl Frozen {
     /// With a write of 7 to the first page in the backing.
     fn new(test: &str) -> Option<Self> {
         let mut mount = Mount::ext4(test, 64 << 20)?;
-        let spec = BackingSpec::File {
-            path: mount.path("disk"),
-            size_bytes: Some(SIZE),
-        };
-        let mut rig = Rig::new(&[spec]);
+        let mut rig = Rig::new(&[file_in(&mount.root())]);
         let mut host = rig.connect();
         assert_eq!(host.write(0, vec![1; 4096]), Status::SUCCESS);
         mount.freeze();
@@ -382,10 +372,7 @@ fn a_removed_namespace_is_invalid_and_what_it_held_is_refused() {
 #[test]
 fn a_namespace_is_resized_under_its_host() {
     let dir = tempfile::tempdir().unwrap();
-    let spec = BackingSpec::File {
-        path: dir.path().join("disk"),
-        size_bytes: Some(SIZE),
-    };
+    let spec = file_in(dir.path());
     let backing = std::sync::Arc::new(Backing::open(&spec, &BackingOptions::default()).unwrap());
     let small = namespace_on(1, backing.clone());
     let mut rig = Rig::new(&[]);

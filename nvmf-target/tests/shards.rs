@@ -11,12 +11,7 @@ use nvmf_target::backend::BackingSpec;
 use nvmf_target::shard::{CloseReason, Scope, ShardConfig, ShardMessage};
 use rig::{HOST, SUBSYSTEM};
 
-const SIZE: u64 = 16 << 20;
 const SHARDS: usize = 4;
-
-fn memory() -> BackingSpec {
-    BackingSpec::Memory { size_bytes: SIZE }
-}
 
 fn rig(specs: &[BackingSpec]) -> Rig {
     Rig::with_shards((0..SHARDS).map(ShardConfig::new), specs)
@@ -120,10 +115,7 @@ const SLOW: usize = 2;
 impl Frozen {
     fn new(test: &str) -> Option<Self> {
         let mut mount = Mount::ext4(test, 64 << 20)?;
-        let mut rig = rig(&[BackingSpec::File {
-            path: mount.path("disk"),
-            size_bytes: Some(SIZE),
-        }]);
+        let mut rig = rig(&[file_in(&mount.root())]);
         let mut hosts = queues(&mut rig);
         for host in &mut hosts {
             assert_eq!(host.write(0, vec![1; 4096]), Status::SUCCESS);

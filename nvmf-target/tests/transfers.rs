@@ -2,28 +2,13 @@
 
 mod common;
 
-use std::io::Write;
-use std::path::Path;
-
 use common::*;
 use nvme_proto::queue::SlotId;
 use nvme_proto::wire::{Cid, Nsid, Qid, Status};
 use nvmf_io::RingConfig;
 use nvmf_target::backend::BackingSpec;
 use nvmf_target::shard::{ShardConfig, ShardMessage};
-
-const SIZE: u64 = 64 << 20;
-
-fn memory() -> BackingSpec {
-    BackingSpec::Memory { size_bytes: SIZE }
-}
-
-fn file(dir: &Path) -> BackingSpec {
-    BackingSpec::File {
-        path: dir.join("disk"),
-        size_bytes: Some(SIZE),
-    }
-}
+use std::io::Write;
 
 /// Bytes that differ everywhere, and from one `seed` to the next.
 fn pattern(len: usize, seed: u64) -> Vec<u8> {
@@ -97,7 +82,7 @@ fn stream_of_writes(host: &mut TestHost, len: usize, count: usize, depth: usize)
 #[test]
 fn no_byte_of_a_stream_of_large_writes_is_copied() {
     let dir = tempfile::tempdir().unwrap();
-    for spec in [memory(), file(dir.path())] {
+    for spec in [memory(), file_in(dir.path())] {
         on_rings(&[spec], |rig| {
             for options in all_options() {
                 for (len, count, depth) in [

@@ -11,4 +11,4 @@ pub mod rig;
 
 pub use host::{Done, TestHost};
 pub use mount::Mount;
-pub use rig::{ConnectOptions, Rig, namespace, namespace_on};
+pub use rig::{ConnectOptions, Rig, SIZE, file_in, memory, namespace, namespace_on};

@@ -1,6 +1,7 @@
 //! One shard or several, and what the control thread would do for them.
 
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 
 use nvme_proto::queue::{QueueLimits, Transfer};
@@ -24,7 +25,22 @@ use zerocopy::little_endian::U32;
 use super::host::{PATIENCE, TestHost};
 
 pub const SUBSYSTEM: SubsystemId = SubsystemId(1);
+/// What storage of a test has, where its size is of no account.
+pub const SIZE: u64 = 64 << 20;
 pub const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000001";
+
+/// Storage in memory.
+pub fn memory() -> BackingSpec {
+    BackingSpec::Memory { size_bytes: SIZE }
+}
+
+/// Storage in a file of this directory, made where it is missing.
+pub fn file_in(dir: &Path) -> BackingSpec {
+    BackingSpec::File {
+        path: dir.join("disk"),
+        size_bytes: Some(SIZE),
+    }
+}
 
 /// How a host connects.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use nvmf_csi::proto::volume_content_source::{SnapshotSource, Type, VolumeSource}
 use nvmf_csi::proto::*;
 use tonic::Code;
 
-use super::{UNKNOWN, delete, from, range, writer};
+use super::{UNKNOWN, delete, from, new_volume, range, writer};
 use crate::rig::{MIB, Rig, block, mount_as, volume};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -15,13 +15,7 @@ async fn creating_and_deleting() {
     };
     let mut client = rig.controller().await;
     let create = volume("v1", writer(), 64);
-    let made = client
-        .create_volume(create.clone())
-        .await
-        .unwrap()
-        .into_inner()
-        .volume
-        .unwrap();
+    let made = new_volume(&mut client, create.clone()).await;
     assert_eq!(
         (made.volume_id.as_str(), made.capacity_bytes),
         ("fast/v1", 64 * MIB)
@@ -32,13 +26,7 @@ async fn creating_and_deleting() {
         "a"
     );
     for _ in 0..10 {
-        let again = client
-            .create_volume(create.clone())
-            .await
-            .unwrap()
-            .into_inner()
-            .volume
-            .unwrap();
+        let again = new_volume(&mut client, create.clone()).await;
         assert_eq!(again, made);
     }
     let refused = async |request: CreateVolumeRequest| {
@@ -146,13 +134,7 @@ async fn creating_and_deleting() {
     }
     // A name that no pool takes.
     let odd = volume(&"ä/".repeat(40), block(Mode::MultiNodeMultiWriter), 8);
-    let odd = client
-        .create_volume(odd)
-        .await
-        .unwrap()
-        .into_inner()
-        .volume
-        .unwrap();
+    let odd = new_volume(&mut client, odd).await;
     assert!(odd.volume_id.starts_with("fast/csi-"), "{}", odd.volume_id);
     assert!(odd.volume_context.is_empty());
     assert_eq!(

@@ -4,7 +4,7 @@ use nvmf_csi::proto::volume_capability::access_mode::Mode;
 use nvmf_csi::proto::*;
 use tonic::Code;
 
-use super::{UNKNOWN, delete, publish, writer};
+use super::{UNKNOWN, delete, new_volume, publish, writer};
 use crate::rig::{NODE, OTHER_NODE, Rig, block, mount_as, volume};
 
 fn list(max_entries: i32, token: &str) -> ListVolumesRequest {
@@ -97,13 +97,7 @@ async fn one_volume_and_what_it_is_good_for() {
         return;
     };
     let mut client = rig.controller().await;
-    let made = client
-        .create_volume(volume("v1", writer(), 64))
-        .await
-        .unwrap()
-        .into_inner()
-        .volume
-        .unwrap();
+    let made = new_volume(&mut client, volume("v1", writer(), 64)).await;
     client
         .controller_publish_volume(publish("fast/v1", NODE, writer()))
         .await

@@ -7,9 +7,11 @@ mod groups;
 mod list;
 mod snapshots;
 
+use nvmf_csi::proto::controller_client::ControllerClient;
 use nvmf_csi::proto::volume_capability::access_mode::Mode;
 use nvmf_csi::proto::volume_content_source::Type;
 use nvmf_csi::proto::*;
+use tonic::transport::Channel;
 
 use crate::rig::mount_as;
 
@@ -50,4 +52,22 @@ pub fn delete(volume_id: &str) -> DeleteVolumeRequest {
         volume_id: volume_id.into(),
         ..DeleteVolumeRequest::default()
     }
+}
+
+/// What a request for a volume that must be made gets.
+pub async fn new_volume(
+    client: &mut ControllerClient<Channel>,
+    request: CreateVolumeRequest,
+) -> Volume {
+    let made = client.create_volume(request).await.unwrap();
+    made.into_inner().volume.unwrap()
+}
+
+/// What a request for a snapshot that must be taken gets.
+pub async fn new_snapshot(
+    client: &mut ControllerClient<Channel>,
+    request: CreateSnapshotRequest,
+) -> Snapshot {
+    let taken = client.create_snapshot(request).await.unwrap();
+    taken.into_inner().snapshot.unwrap()
 }

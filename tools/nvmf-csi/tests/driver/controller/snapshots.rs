@@ -5,7 +5,7 @@ use nvmf_csi::proto::volume_content_source::{SnapshotSource, Type, VolumeSource}
 use nvmf_csi::proto::*;
 use tonic::Code;
 
-use super::{UNKNOWN, from, writer};
+use super::{UNKNOWN, from, new_snapshot, new_volume, writer};
 use crate::rig::{MIB, Rig, mount_as, volume};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -25,13 +25,7 @@ async fn snapshots_and_clones() {
         source_volume_id: source.into(),
         ..CreateSnapshotRequest::default()
     };
-    let taken = client
-        .create_snapshot(create("s", "fast/a"))
-        .await
-        .unwrap()
-        .into_inner()
-        .snapshot
-        .unwrap();
+    let taken = new_snapshot(&mut client, create("s", "fast/a")).await;
     assert_eq!(
         (taken.snapshot_id.as_str(), taken.source_volume_id.as_str()),
         ("fast/s", "fast/a")
@@ -42,13 +36,7 @@ async fn snapshots_and_clones() {
             && taken.size_bytes == 320 * MIB
     );
     for _ in 0..10 {
-        let again = client
-            .create_snapshot(create("s", "fast/a"))
-            .await
-            .unwrap()
-            .into_inner()
-            .snapshot
-            .unwrap();
+        let again = new_snapshot(&mut client, create("s", "fast/a")).await;
         assert_eq!(again, taken);
     }
     for (request, code) in [
@@ -70,13 +58,7 @@ async fn snapshots_and_clones() {
         capacity_range: None,
         ..volume("from-s", writer(), 0)
     };
-    let cloned = client
-        .create_volume(clone.clone())
-        .await
-        .unwrap()
-        .into_inner()
-        .volume
-        .unwrap();
+    let cloned = new_volume(&mut client, clone.clone()).await;
     assert_eq!(
         (
             cloned.capacity_bytes,
@@ -108,13 +90,7 @@ async fn snapshots_and_clones() {
         })),
         ..volume("from-a", writer(), 400)
     };
-    let larger = client
-        .create_volume(larger)
-        .await
-        .unwrap()
-        .into_inner()
-        .volume
-        .unwrap();
+    let larger = new_volume(&mut client, larger).await;
     assert_eq!(larger.capacity_bytes, 400 * MIB);
     // Lists.
     client
