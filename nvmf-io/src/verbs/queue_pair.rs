@@ -677,11 +677,11 @@ impl QueuePair {
         if result == 0 {
             return Ok(());
         }
-        // Those from `bad` on were not posted, and never will be.
+        // Those from `bad` on were not posted, and never will be. Where a driver names none of ours, all may have been: their buffers stay.
         let posted = core.requests[..count]
             .iter()
             .position(|request| ptr::eq(request, bad))
-            .unwrap_or(0);
+            .unwrap_or(count);
         let given_up = count - posted;
         let left = core.sends.len() - given_up;
         core.sends.truncate(left);
