@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use nvmf_io::mem::SharedMemory;
-use rustix::fs::{fdatasync, fstat, ftruncate};
+use rustix::fs::{FileType, fdatasync, fstat, ftruncate};
 
 use super::claim::patiently;
 use super::device::Device;
@@ -80,6 +80,7 @@ pub struct Backing {
     spec: BackingSpec,
     read_only: bool,
     block_bytes: u32,
+    disk: Option<u64>,
     /// Size that is promised to hosts: as opened, or as grown since.
     size_bytes: AtomicU64,
 }
@@ -164,6 +165,7 @@ impl Backing {
             });
         }
         Ok(Self {
+            disk: Self::disk_of(&kind),
             kind,
             spec: spec.clone(),
             read_only: options.read_only,
@@ -328,6 +330,23 @@ impl Backing {
         if self.end_bytes() > offset_bytes {
             self.inspect();
         }
+    }
+
+    /// The device number of the disk that it is on, or is; `None` for what is on none, or has queues of its own for each shard. Blocks while the kernel does.
+    fn disk_of(kind: &Kind) -> Option<u64> {
+        let Kind::Storage(storage) = kind else {
+            return None;
+        };
+        let stat = fstat(&storage.fd).ok()?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::BlockDevice => Some(stat.st_rdev),
+            _ => Some(stat.st_dev),
+        }
+    }
+
+    /// The device number of the disk that it is on, for who shares it with others.
+    pub(crate) fn disk(&self) -> Option<u64> {
+        self.disk
     }
 
     /// Unit in which a transfer can be cut, 1 where it may be cut anywhere.

@@ -136,6 +136,7 @@ impl Queue {
     fn end_commands(&mut self, cx: &mut Context) {
         self.waiting.clear();
         self.held.clear();
+        cx.spaces.disks.discard(self.key.index);
         self.wire.close_protocol();
         // What is left in the protocol's queue is being executed: here, or by the backing.
         let left: Vec<SlotId> = self
@@ -261,7 +262,15 @@ impl Queue {
         match phase {
             Phase::Running => cx.ring.cancel(Purpose::Storage(self.key, slot).token()),
             Phase::Comparing => {
+                let disk = self.disk_of(cx, slot);
                 self.stop_running(cx, slot);
+                self.finish(cx, slot, Status::ABORT_REQUESTED);
+                self.start_queued(cx, disk);
+            }
+            Phase::Queued => {
+                if let Some(disk) = self.disk_of(cx, slot) {
+                    cx.spaces.disks.get_mut(disk).forget(self.key.index, slot);
+                }
                 self.finish(cx, slot, Status::ABORT_REQUESTED);
             }
             Phase::Buffer | Phase::Data | Phase::Held | Phase::Free | Phase::Sending => {

@@ -6,6 +6,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `run` | the loop |
+//! | `disks` | what each connection may have on a disk |
 //! | `pace` | when the first of a batch go ahead |
 //! | `queue` | a connection with its commands: from command to completion |
 //! | `wire` | what carries it: TCP or RDMA |
@@ -18,6 +19,7 @@
 
 mod context;
 mod control;
+mod disks;
 mod handle;
 mod lifecycle;
 mod message;

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nvme_proto::controller::validate_io;
 use nvme_proto::queue::{QueueLimits, SlotId, Transfer};
@@ -21,6 +22,7 @@ use nvme_proto::wire::{Cid, Nsid, Qid, Status};
 use nvmf_io::{Buf, Errno};
 
 use super::context::{Context, Finished};
+use super::disks::DiskId;
 use super::lifecycle::{Ending, Life};
 use super::message::{Adopt, CloseReason, Connection};
 use super::receive::Rx;
@@ -382,8 +384,15 @@ impl Queue {
                 return self.finish(cx, slot, status);
             }
         }
+        if let Some(disk) = space.disk {
+            let disk = cx.spaces.disks.get_mut(disk);
+            if !disk.start(self.key.index, slot, cx.now, Instant::now) {
+                self.slots[slot].phase = Phase::Queued;
+                return;
+            }
+        }
         self.running += 1;
-        space.running += 1;
+        cx.spaces.get_mut(command.space).running += 1;
         self.submit(cx, slot);
     }
 
@@ -391,7 +400,21 @@ impl Queue {
     pub(super) fn stop_running(&mut self, cx: &mut Context, slot: SlotId) {
         self.running -= 1;
         if let Some(command) = &self.slots[slot].command {
-            cx.spaces.get_mut(command.space).running -= 1;
+            let space = cx.spaces.get_mut(command.space);
+            space.running -= 1;
+            if let Some(disk) = space.disk {
+                let disk = cx.spaces.disks.get_mut(disk);
+                disk.ended(self.key.index, slot, Instant::now);
+            }
+        }
+    }
+
+    /// Starts commands that waited for others of this connection to leave the disk.
+    pub(super) fn start_queued(&mut self, cx: &mut Context, disk: Option<DiskId>) {
+        while let Some(disk) = disk
+            && let Some(slot) = cx.spaces.disks.get_mut(disk).next(self.key.index)
+        {
+            self.start(cx, slot);
         }
     }
 
@@ -428,6 +451,13 @@ impl Queue {
                     return;
                 }
                 Next::Done(status) => {
+                    if let Some(disk) = space.disk {
+                        // Nothing that the disk did.
+                        cx.spaces
+                            .disks
+                            .get_mut(disk)
+                            .do_not_measure(self.key.index, slot);
+                    }
                     self.stop_running(cx, slot);
                     return self.finish(cx, slot, status);
                 }
@@ -435,10 +465,18 @@ impl Queue {
         }
     }
 
+    /// The disk that a command runs on.
+    pub(super) fn disk_of(&self, cx: &mut Context, slot: SlotId) -> Option<DiskId> {
+        let command = self.slots[slot].command.as_ref()?;
+        cx.spaces.get_mut(command.space).disk
+    }
+
     /// The compare buffer is free: go on with a command that waited for it.
     pub(super) fn compare_again(&mut self, cx: &mut Context, slot: SlotId) {
         if self.slots[slot].phase == Phase::Comparing {
+            let disk = self.disk_of(cx, slot);
             self.submit(cx, slot);
+            self.start_queued(cx, disk);
         }
     }
 
@@ -455,6 +493,7 @@ impl Queue {
             return;
         };
         let space = cx.spaces.get_mut(command.space);
+        let disk = space.disk;
         let mut task = Task {
             work: &mut command.work,
             data: state.data.as_ref(),
@@ -468,6 +507,7 @@ impl Queue {
             }
             _ => self.submit(cx, slot),
         }
+        self.start_queued(cx, disk);
     }
 
     /// Completes a command that was checked.

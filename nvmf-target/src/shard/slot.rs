@@ -23,6 +23,8 @@ pub(super) enum Phase {
     Data,
     /// Held by a pause.
     Held,
+    /// Waits until its connection may have more on the disk.
+    Queued,
     /// Waits for the compare buffer; counts as running.
     Comparing,
     /// An operation of it is in flight on its backing.

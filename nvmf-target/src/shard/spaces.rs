@@ -9,6 +9,7 @@ use std::sync::Arc;
 use nvme_proto::wire::Nsid;
 use nvmf_io::{Errno, Ring, Token};
 
+use super::disks::{DiskId, Disks};
 use super::token::Purpose;
 use crate::backend::Backend;
 use crate::model::{Namespace, NamespaceTable, SubsystemId};
@@ -26,6 +27,8 @@ pub(super) struct SubsystemIndex(u32);
 pub(super) struct Space {
     pub(super) namespace: Arc<Namespace>,
     pub(super) backend: Backend,
+    /// The disk that it is on.
+    pub(super) disk: Option<DiskId>,
     /// Commands that refer to it.
     pub(super) users: u32,
     /// Commands that its backing has.
@@ -51,6 +54,7 @@ pub(super) struct Spaces {
     index: HashMap<SubsystemId, SubsystemIndex>,
     /// Those on devices with rings of their own.
     devices: Vec<SpaceId>,
+    pub(super) disks: Disks,
 }
 
 impl Spaces {
@@ -159,6 +163,7 @@ impl Spaces {
         self.spaces[at] = Some(Space {
             namespace: namespace.clone(),
             backend,
+            disk: namespace.backing.disk().map(|disk| self.disks.find(disk)),
             users: 0,
             running: 0,
             paused,
