@@ -19,8 +19,8 @@ import time
 from contextlib import ExitStack, contextmanager
 
 import devices
-from measure import (BIN, DIR, FILE_BYTES, PERCENTILES, RAMP, ROUNDS, SECONDS, SPACES, SPIN_US, TOLERANCE, WRAP, Report, ceiling, fio, job, product,
-                     run, show, spread, target, verdict)
+from measure import (BIN, DIR, FILE_BYTES, PERCENTILES, RAMP, ROUNDS, SECONDS, SPACES, SPIN_US, TOLERANCE, WRAP, Report, ceiling, figures, fio, fio_command, job,
+                     product, run, show, spread, target, verdict)
 
 # name, pattern, block size, depth, ceiling mode, request and response bytes, required share on null and on memory
 ROWS = [
@@ -261,23 +261,32 @@ def cost(report, _only):
 
 @contextmanager
 def background(arguments, wrap=None):
-    """Runs nvmf-bench beside what is done meanwhile; it has to end well."""
-    load = subprocess.Popen([*(WRAP if wrap is None else wrap), os.path.join(BIN, "nvmf-bench"), *arguments], stdout=subprocess.DEVNULL)
-    yield
-    if load.wait() != 0:
-        sys.exit(f"bench: nvmf-bench {shlex.join(arguments)} failed")
+    """Runs nvmf-bench beside what is done meanwhile; it has to end well. Its figures are in what it yields, then."""
+    with beside([*(WRAP if wrap is None else wrap), os.path.join(BIN, "nvmf-bench"), *arguments]) as found:
+        yield found
+
+
+@contextmanager
+def beside(command):
+    """Runs something that reports as fio does beside what is done meanwhile."""
+    load, found = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), {}
+    yield found
+    text = load.communicate()[0]
+    if load.returncode != 0:
+        sys.exit(f"bench: {shlex.join(command)} failed")
+    found.update(figures(text))
 
 
 def fairness(report, only):
     """Time inside the target, from a command received to its response given to the kernel: a connection of depth 1 alone, and beside
-    one of depth 128 on the same core."""
+    one of depth 128 on the same core. For a file the same of two fio on it, without a target."""
     data, lines = [], []
     spaces = {**SPACES}
     with written_file() as path:
-        spaces["file"] = ["--file", path]
+        spaces["disk"] = ["--file", path]
         for space, arguments in spaces.items():
             for spin in (True, False) if not only or space in only else ():
-                alone, beside, ratios, seen = [], [], [], []
+                alone, squeezed_us, ratios, seen, rates, bare = [], [], [], [], [], []
                 for _ in range(ROUNDS):
                     with target(arguments, spin=spin, log="info") as at:
                         # What wrote a memory namespace has ended too.
@@ -285,7 +294,7 @@ def fairness(report, only):
                         by_itself = product(at.url(), "randread", "4k", 1, spin=False)
                         greedy = job(at.url(), "randread", "4k", 128, ["--quiet", "--cpus_allowed=1"], seconds=SECONDS + 2)
                         # Without BENCH_WRAP: at real-time priority it would keep the modest one from its core.
-                        with background(greedy, wrap=[]):
+                        with background(greedy, wrap=[]) as load:
                             time.sleep(0.5)
                             squeezed = product(at.url(), "randread", "4k", 1, spin=False)
                         # The greedy one runs longest.
@@ -293,17 +302,26 @@ def fairness(report, only):
                         if third["reads"] < second["reads"]:
                             sys.exit("bench: the greedy connection ended before the modest one")
                     alone.append(first["read_p99_ns"] / 1000)
-                    beside.append(second["read_p99_ns"] / 1000)
-                    ratios.append(beside[-1] / alone[-1])
+                    squeezed_us.append(second["read_p99_ns"] / 1000)
+                    ratios.append(squeezed_us[-1] / alone[-1])
                     seen.append((by_itself["p99_us"], squeezed["p99_us"]))
+                    rates.append(load["iops"])
+                    if space == "disk" and spin:
+                        by_itself = fio(path, "randread", "4k", 1)
+                        with beside([*WRAP, *fio_command(path, "randread", "4k", 128, SECONDS + 2)]):
+                            time.sleep(0.5)
+                            bare.append(fio(path, "randread", "4k", 1)["p99_us"] / by_itself["p99_us"])
                 ratio, mode = spread(ratios), "polled" if spin else "event"
-                data.append({"space": space, "mode": mode, "alone_us": spread(alone), "beside_us": spread(beside), "ratio": ratio,
-                             "host_us": seen})
-                lines.append([space, mode, show(spread(alone), 1), show(spread(beside), 1), show(ratio, 1),
+                data.append({"space": space, "mode": mode, "alone_us": spread(alone), "beside_us": spread(squeezed_us), "ratio": ratio,
+                             "host_us": seen, "deep_iops": spread(rates)})
+                lines.append([space, mode, show(spread(alone), 1), show(spread(squeezed_us), 1), show(ratio, 1),
                               "yes" if ratio["median"] < 4 else "**missing**",
-                              " → ".join(f"{statistics.median(one):.0f}" for one in zip(*seen))])
+                              " → ".join(f"{statistics.median(one):.0f}" for one in zip(*seen)), show(spread(rates), 0)])
+                if bare:
+                    data.append({"space": space, "mode": "fio", "ratio": spread(bare)})
+                    lines.append(["two fio on the file", "", "", "", show(spread(bare), 1), "", "", ""])
     report.table("fairness", "Inside the target, 4 KiB random reads: p99 of a QD1 connection beside one of QD128",
-                 ["namespace", "mode", "alone µs", "beside µs", "ratio (min-max)", "below 4", "p99 at the host, µs"], lines, data)
+                 ["namespace", "mode", "alone µs", "beside µs", "ratio (min-max)", "below 4", "p99 at the host, µs", "deep /s (min-max)"], lines, data)
 
 
 def start(report, _only):
@@ -391,13 +409,14 @@ TABLES = {"rows": rows, "file": file_rows, "event": event, "digests": digests, "
 
 def main():
     words = sys.argv[1:]
-    unknown = [word for word in words if word not in TABLES and word not in SPACES]
+    spaces = [*SPACES, "disk"]
+    unknown = [word for word in words if word not in TABLES and word not in spaces]
     if unknown:
-        sys.exit(f"bench: unknown {' '.join(unknown)}: tables are {', '.join(TABLES)}; after rows, {' or '.join(SPACES)}")
+        sys.exit(f"bench: unknown {' '.join(unknown)}: tables are {', '.join(TABLES)}; after rows or fairness {', '.join(spaces)}")
     # 512 connections are as many descriptors on each side.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    report, only = Report(), [word for word in words if word in SPACES]
+    report, only = Report(), [word for word in words if word in spaces]
     wanted = [name for name in TABLES if name in words or not words]
     for number, name in enumerate(wanted, 1):
         report.part(name, number, len(wanted), lambda table=TABLES[name]: table(report, only))

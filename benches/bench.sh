@@ -4,6 +4,7 @@
 #   benches/bench.sh                     all tables, in less than 20 minutes once built; takes root, for block devices and file systems
 #   benches/bench.sh rows                the rows on the null and the memory namespace
 #   benches/bench.sh rows null           only the null namespace
+#   benches/bench.sh fairness disk       only on the file
 #   benches/bench.sh file event digests large scaling depth cost fairness start idle    any of these
 #   benches/bench.sh block forms readers pool volumes      these take root; pool and volumes are pool.sh and volumes.sh
 #   benches/bench.sh protocol            the protocol's own work: instructions.sh, and criterion's times

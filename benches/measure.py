@@ -141,14 +141,18 @@ def product(where, rw, bs, depth, spin=True, extra=()):
     return figures(run([os.path.join(BIN, "nvmf-bench"), *job(where, rw, bs, depth, extra)]))
 
 
-def fio(path, rw, bs, depth):
-    """Figures of fio with io_uring on the file, on the target's core: a disk whose interrupts go to one core is faster from there."""
+def fio_command(path, rw, bs, depth, seconds=SECONDS):
     # fio takes whole seconds only.
     arguments = job(path, rw, bs, depth, ["--name=local", "--ioengine=io_uring", "--direct=1", "--cpus_allowed=0"])
-    arguments = [f"--runtime={max(1, round(SECONDS))}" if one.startswith("--runtime") else one for one in arguments]
+    arguments = [f"--runtime={max(1, round(seconds))}" if one.startswith("--runtime") else one for one in arguments]
     arguments = ["--ramp_time=0" if one.startswith("--ramp_time") else one for one in arguments]
     arguments[0:2] = [f"--filename={path}"]
-    return figures(run(["fio", *arguments]))
+    return ["fio", *arguments]
+
+
+def fio(path, rw, bs, depth):
+    """Figures of fio with io_uring on the file, on the target's core: a disk whose interrupts go to one core is faster from there."""
+    return figures(run(fio_command(path, rw, bs, depth)))
 
 
 def spread(values):
