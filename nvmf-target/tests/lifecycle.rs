@@ -300,6 +300,56 @@ fn abort_tells_the_truth_about_what_runs() {
 }
 
 #[test]
+fn what_waits_for_its_share_of_a_disk_is_aborted_dropped_or_run() {
+    let Some(mut frozen) = Frozen::new("share") else {
+        return;
+    };
+    // The one write of the first host bounds what the others have on its disk.
+    let mut connect = |cntlid| {
+        frozen.rig.connect_with(&ConnectOptions {
+            cntlid,
+            ..ConnectOptions::default()
+        })
+    };
+    let (mut deep, mut dropped) = (connect(2), connect(3));
+    let slots: Vec<SlotId> = (1..=100)
+        .map(|at| deep.start_write(u64::from(at) * 4096, vec![at; 4096]))
+        .collect();
+    deep.flush();
+    for at in 201..=300 {
+        dropped.start_write(at * 4096, vec![9; 4096]);
+    }
+    dropped.flush();
+    wait_received(&frozen.rig, 2 + 200);
+    let waiting = frozen.rig.stats().waiting_for_disk;
+    assert!((2 * (100 - 64)..2 * 100).contains(&waiting), "{waiting}");
+
+    let (last, others) = slots.split_last().unwrap();
+    let (controller, cid) = (frozen.rig.key(2), deep.cid(*last));
+    assert!(frozen.rig.call(|reply| ShardMessage::Abort {
+        controller,
+        qid: Qid(1),
+        cid,
+        reply,
+    }));
+    assert_eq!(deep.wait(*last).status, Status::ABORT_REQUESTED);
+    assert_eq!(frozen.rig.stats().waiting_for_disk, waiting - 1);
+    let controller = frozen.rig.key(3);
+    let gone = frozen
+        .rig
+        .ask(|ack| ShardMessage::DropController { controller, ack });
+    frozen.mount.thaw();
+    gone.blocking_recv().unwrap();
+    for slot in others {
+        assert_eq!(deep.wait(*slot).status, Status::SUCCESS);
+    }
+    assert_eq!(frozen.host.wait(frozen.slot).status, Status::SUCCESS);
+    let mut expected: Vec<u8> = (1..=100).flat_map(|at| vec![at; 4096]).collect();
+    expected[99 * 4096..].fill(0);
+    assert_eq!(deep.read(4096, 100 * 4096).unwrap(), expected);
+}
+
+#[test]
 fn abort_removes_what_waits() {
     let mut rig = Rig::new(&[memory()]);
     let mut host = rig.connect();

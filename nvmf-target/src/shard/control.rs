@@ -253,6 +253,7 @@ impl Shard {
             buffers_in_use: self.cx.pool.in_use() as u64,
             buffer_bytes_reserved: self.cx.pool.mapped_bytes() as u64,
             waiting_for_buffer: self.queues().map(|queue| waiting(queue) as u64).sum(),
+            waiting_for_disk: self.cx.spaces.disks.waiting() as u64,
             enters: self.cx.enters,
             busy_turns: self.busy_turns,
             copied_bytes: copied_bytes(),

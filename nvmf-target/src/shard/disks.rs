@@ -61,6 +61,12 @@ impl Disks {
         &mut self.0[id.0 as usize].1
     }
 
+    /// Commands that wait.
+    pub(super) fn waiting(&self) -> usize {
+        let lanes = self.0.iter().flat_map(|(_, disk)| &disk.lanes);
+        lanes.map(|lane| lane.waiting.len()).sum()
+    }
+
     /// Forgets the commands of a connection that wait.
     pub(super) fn discard(&mut self, connection: u16) {
         for (_, disk) in &mut self.0 {

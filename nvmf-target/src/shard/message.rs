@@ -190,6 +190,8 @@ pub struct ShardStats {
     pub buffer_bytes_reserved: u64,
     /// Commands that wait for a buffer.
     pub waiting_for_buffer: u64,
+    /// Commands that wait because their connection has its share of a disk.
+    pub waiting_for_disk: u64,
     /// Times the loop went to the kernel.
     pub enters: u64,
     /// Turns of the loop that found something to do.
