@@ -169,11 +169,11 @@ def forms(report, _only):
 
 
 def readers(report, _only):
-    """Ways for FUSE to take requests: by as many reads as are of use, or over io_uring."""
+    """How many reads a FUSE queue may have waiting for requests: one, a few, or as many as are of use; and requests over io_uring instead."""
     need_root()
     data, lines = [], []
     with fuse_uring() as uring:
-        kinds = {}
+        kinds = {(1, f"at most {count} reads"): lambda count=count: on_nothing(1, f"--fuse-readers={count}") for count in (1, 2, 4, 8)}
         for queues in (1, 2):
             kinds[queues, "at most 16 reads, the default"] = lambda queues=queues: on_nothing(queues)
             if uring:

@@ -42,6 +42,9 @@ struct Arguments {
     /// Requests per queue
     #[arg(long, default_value_t = 128)]
     queue_depth: u16,
+    /// Reads that a queue of the fuse form may have waiting for requests
+    #[arg(long, default_value_t = DeviceSpec::MAX_FUSE_READERS)]
+    fuse_readers: u16,
     /// Largest read or write that the backing is given, in bytes
     #[arg(long, default_value_t = 1 << 20)]
     max_transfer: u32,
@@ -90,6 +93,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         },
         queues: arguments.queues,
         queue_depth: arguments.queue_depth,
+        fuse_readers: arguments.fuse_readers,
         runtime_dir: arguments.runtime_dir.clone(),
     };
     let options = ServeOptions {

@@ -32,11 +32,17 @@ pub struct DeviceSpec {
     pub queues: u16,
     /// Requests that one queue may have open.
     pub queue_depth: u16,
+    /// Reads that a queue of the FUSE form may have waiting for requests, from 1 to [`DeviceSpec::MAX_FUSE_READERS`]. As many
+    /// wait as were of use lately; fewer than the most are for measurements.
+    pub fuse_readers: u16,
     /// Folder for the sockets of `nbd-socket`; it must exist.
     pub runtime_dir: PathBuf,
 }
 
 impl DeviceSpec {
+    /// The most reads that a queue of the FUSE form can have waiting.
+    pub const MAX_FUSE_READERS: u16 = super::fuse::MAX_READERS;
+
     pub(super) fn check(&self) -> Result<(), DeviceError> {
         let reject = |what: String| {
             Err(DeviceError::Spec {
@@ -58,6 +64,13 @@ impl DeviceSpec {
         if !block.is_power_of_two() || !BLOCK_SIZES.contains(&block) {
             return reject(format!(
                 "block devices have blocks of 512 to 4096 bytes, not {block}"
+            ));
+        }
+        if !(1..=Self::MAX_FUSE_READERS).contains(&self.fuse_readers) {
+            return reject(format!(
+                "a FUSE queue has 1 to {} readers, not {}",
+                Self::MAX_FUSE_READERS,
+                self.fuse_readers
             ));
         }
         check_size(&self.name, self.size_bytes, block)?;

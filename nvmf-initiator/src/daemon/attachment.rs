@@ -467,6 +467,7 @@ impl Attachment {
             },
             queues: inner.info.shards.clamp(1, u16::MAX.into()) as u16,
             queue_depth: self.request.target.options.queue_size,
+            fuse_readers: DeviceSpec::MAX_FUSE_READERS,
             runtime_dir: node.run().path().to_owned(),
         }
     }

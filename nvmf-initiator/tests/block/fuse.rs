@@ -1,7 +1,7 @@
 //! FUSE and loop.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use nvmf_initiator::block::{BlockForm, Device, DeviceState};
 
@@ -39,7 +39,6 @@ fn it_grows_and_shrinks_while_open() {
 
 #[test]
 fn it_is_resized_while_it_is_written() {
-    use std::os::unix::fs::OpenOptionsExt;
     use std::sync::atomic::{AtomicBool, Ordering};
     if !available(BlockForm::Fuse) {
         return;
@@ -76,6 +75,59 @@ fn it_is_resized_while_it_is_written() {
         }
     });
     served.detach();
+}
+
+#[test]
+fn any_number_of_readers_serves_many_at_once() {
+    if !available(BlockForm::Fuse) {
+        return;
+    }
+    for readers in ["1", "3"] {
+        let options = ["--size", "67108864", "--fuse-readers", readers];
+        let served = Served::start(BlockForm::Fuse, &options);
+        let path = &served.path;
+        std::thread::scope(|scope| {
+            for writer in 0..16u64 {
+                scope.spawn(move || {
+                    let flags = rustix::fs::OFlags::DSYNC.bits() as i32;
+                    let disk = OpenOptions::new()
+                        .read(true)
+                        .write(true)
+                        .custom_flags(flags)
+                        .open(path)
+                        .unwrap();
+                    for block in 0..16 {
+                        let at = (writer * 16 + block) * 4096;
+                        disk.write_all_at(&[(writer + block) as u8; 4096], at)
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        let disk = fs::read(path).unwrap();
+        for (at, block) in disk.chunks(4096).take(256).enumerate() {
+            assert_eq!(block, [(at / 16 + at % 16) as u8; 4096], "block {at}");
+        }
+        served.detach();
+    }
+}
+
+#[test]
+fn a_number_of_readers_that_there_cannot_be_is_refused() {
+    for readers in ["0", "17"] {
+        let refusal = std::process::Command::new(env!("CARGO_BIN_EXE_block-serve"))
+            .args(["--block", "fuse", "--fuse-readers", readers])
+            .output()
+            .unwrap();
+        assert!(!refusal.status.success());
+        let said = String::from_utf8_lossy(&refusal.stderr);
+        let expected = if available(BlockForm::Fuse) {
+            format!("1 to 16 readers, not {readers}")
+        } else {
+            "fuse is not available".into()
+        };
+        assert!(said.contains(&expected), "{said}");
+    }
 }
 
 #[test]

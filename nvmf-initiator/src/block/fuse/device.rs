@@ -191,10 +191,10 @@ fn front_ends(
     spec: &DeviceSpec,
     geometry: &Arc<Geometry>,
 ) -> Vec<QueueSetup> {
-    let (limits, depth) = (spec.limits, spec.queue_depth);
+    let (limits, depth, readers) = (spec.limits, spec.queue_depth, spec.fuse_readers);
     let setup = |channel: &Arc<OwnedFd>| {
         let (channel, geometry) = (channel.clone(), geometry.clone());
-        QueueSetup::new(move || FuseFrontEnd::new(channel, geometry, limits, depth))
+        QueueSetup::new(move || FuseFrontEnd::new(channel, geometry, limits, depth, readers))
     };
     channels.iter().map(setup).collect()
 }

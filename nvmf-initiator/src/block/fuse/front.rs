@@ -28,7 +28,7 @@ use crate::block::spec::Geometry;
 use crate::block::{BlockDone, BlockLimits, BlockOp, FrontEnd, FrontEndIo, TokenSpace};
 
 /// Requests taken in one turn, at most.
-const MAX_READERS: usize = 16;
+const MAX_READERS: usize = super::MAX_READERS as usize;
 
 /// Readers of all devices of a shard together, but for one of each device: each reader's buffer has more than 1 MiB.
 const SHARD_READERS: usize = 64;
@@ -103,6 +103,8 @@ pub(super) struct FuseFrontEnd {
     commands: Commands<Reply>,
     channel: Channel,
     readers: [Reader; MAX_READERS],
+    /// How many of them there may be, however many would be of use.
+    most_readers: usize,
     demand: Demand,
     parked: VecDeque<Parked>,
     phase: Phase,
@@ -116,6 +118,7 @@ impl FuseFrontEnd {
         geometry: Arc<Geometry>,
         limits: BlockLimits,
         depth: u16,
+        most_readers: u16,
     ) -> Self {
         FuseFrontEnd {
             geometry,
@@ -128,6 +131,7 @@ impl FuseFrontEnd {
                 replies_in_flight: 0,
             },
             readers: Default::default(),
+            most_readers: usize::from(most_readers).clamp(1, MAX_READERS),
             demand: Demand::default(),
             parked: VecDeque::with_capacity(MAX_READERS),
             phase: Phase::Serving,
@@ -452,7 +456,7 @@ impl FuseFrontEnd {
             .iter()
             .filter(|reader| reader.in_flight)
             .count();
-        let most = (SHARD_READERS / io.front_ends.max(1)).clamp(1, MAX_READERS);
+        let most = (SHARD_READERS / io.front_ends.max(1)).clamp(1, self.most_readers);
         let wanted = self.demand.end_turn(waiting, most);
         let mut missing = wanted.saturating_sub(waiting);
         for (index, reader) in self.readers.iter_mut().enumerate() {

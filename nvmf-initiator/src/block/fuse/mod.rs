@@ -14,5 +14,8 @@ mod wire;
 
 pub(super) use device::FuseDevice;
 
+/// Reads that a queue may have waiting for requests, at most.
+pub(super) const MAX_READERS: u16 = 16;
+
 /// Largest payload of one request: what the kernel's 256 pages per request come to.
 const MAX_TRANSFER_BYTES: u32 = 1 << 20;

@@ -82,6 +82,7 @@ fn test_spec() -> super::DeviceSpec {
         },
         queues: 1,
         queue_depth: 8,
+        fuse_readers: 1,
         runtime_dir: Default::default(),
     }
 }
