@@ -19,8 +19,8 @@ import time
 from contextlib import ExitStack, contextmanager
 
 import devices
-from measure import (BIN, DIR, FILE_BYTES, PERCENTILES, RAMP, ROUNDS, SECONDS, SPACES, SPIN_US, TOLERANCE, WRAP, Report, ceiling, figures, fio, fio_command, job,
-                     product, run, show, spread, target, verdict)
+from measure import (BIN, DIR, FILE_BYTES, PERCENTILES, RAMP, ROUNDS, SECONDS, SPACES, SPIN_US, TOLERANCE, WRAP, Report, ceiling,
+                     figures, fio, fio_command, job, product, run, show, spread, target, verdict)
 
 # name, pattern, block size, depth, ceiling mode, request and response bytes, required share on null and on memory
 ROWS = [
