@@ -1,6 +1,7 @@
 #!/bin/bash
-# link-cut.sh: two machines, Linux's host on one and nvmf-target on the other; the cable between them is cut under fio verify, and mended; the target's
-# port goes down, its RDMA device is removed, and they come back: no error reaches fio, nothing is lost, nothing stays behind. Over RDMA and TCP.
+# link-cut.sh: two machines, hosts (Linux's and ours) on one and nvmf-target on the other; the cable between them is cut under fio verify, and mended; the
+# port of either goes down, the RDMA device of either is removed, and they come back: no error reaches fio, nothing is lost, nothing stays behind. Over
+# RDMA and TCP.
 # guest: host
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
@@ -11,25 +12,28 @@ suite link-cut
 
 NQN=nqn.2024-01.org.example:storage OTHER=nqn.2024-01.org.example:other STORAGE=10.98.0.1 COMPUTE=10.98.0.2
 OURS=(nvmf-initiator --run-dir /run/ours)
-MACHINE_VARIABLES=(NQN OTHER STORAGE OURS)
-machine storage $STORAGE/24 --uml --timeout 280
-machine compute $COMPUTE/24 --uml --timeout 280
-on_failure "$SUITE_OUT"/{storage/target.log,storage/console.log,compute/console.log}
+MACHINE_VARIABLES=(NQN OTHER STORAGE COMPUTE OURS)
+machine storage $STORAGE/24 --uml --timeout 500
+machine compute $COMPUTE/24 --uml --timeout 500
+on_failure "$SUITE_OUT"/{storage/target.log,storage/console.log,compute/console.log,compute/daemon.log}
 
 boots() { on storage true && on compute true; }
 check 'two machines boot' boots
+# A bridge over each card, so that a card can go down and the port of the RDMA device loses its carrier. (Soft RoCE on an interface that is down
+# itself loses its connection manager with what that sends meanwhile.)
 card() {
   ip link add br0 type bridge
   ip address flush dev net0
   ip link set net0 master br0
   ip link set br0 up
-  ip address add $STORAGE/24 dev br0
+  ip address add "$1/24" dev br0
 }
-device() { rdma link add rxe0 type rxe netdev "$1"; }
+device() { rdma link add rxe0 type rxe netdev br0; }
 devices() {
-  on storage card
-  on storage device br0
-  on compute device net0
+  on storage card $STORAGE
+  on compute card $COMPUTE
+  on storage device
+  on compute device
 }
 check 'an RDMA device in each' devices
 
@@ -79,7 +83,12 @@ load() { fio_verify "$(ns_dev "${1:-$NQN}" 1)" --size=16M --rate_iops=2000 --loo
 associations_ended() { grep -c 'association ends' /out/target.log || true; }
 ended_beyond() { [ "$(associations_ended)" -gt "$1" ]; }
 
-# Our initiator, with a ublk device.
+# Our initiator, with a ublk device. The log of its daemon is kept with those of the suite.
+log_outside() {
+  mkdir -m 700 /run/ours
+  ln -s /out/daemon.log /run/ours/daemon.log
+}
+check 'a log that can be read from outside' on compute log_outside
 our_attach() {
   "${OURS[@]}" connect -t "$1" -a $STORAGE -s 4420 -n $NQN --block ublk --keep-alive-tmo 2 --reconnect-delay 1
   wait_until 20 test -b "$(our_disk)"
@@ -133,6 +142,31 @@ for transport in rdma tcp; do
   CHECK_TIMEOUT_S=120 check "our initiator: the cable cut and mended under fio verify over $transport" cut_and_mend our $transport
 done
 
+# A discovery controller that stays (nvme-cli's --persistent): the host keeps it alive, and nothing else goes over the cable. 20 packets are ten Keep Alives,
+# five times the time after which the target ends an association without them; and it does when they do not come.
+DISCOVERY=nqn.2014-08.org.nvmexpress.discovery
+MACHINE_VARIABLES+=(DISCOVERY)
+sent_beyond() { [ "$(packets_from compute)" -gt "$1" ]; }
+persists() {
+  local sent ended
+  on compute nvme discover -t "$1" -a $STORAGE -s 4420 --persistent --keep-alive-tmo=1 --reconnect-delay=6
+  on compute wait_until 20 live $DISCOVERY
+  ended=$(on storage associations_ended)
+  sent=$(packets_from compute)
+  wait_until 60 sent_beyond $((sent + 20))
+  expect 'associations that ended' "$ended" "$(on storage associations_ended)"
+  on compute live $DISCOVERY
+  cut compute
+  on storage wait_until 20 ended_beyond "$ended"
+  mend compute
+  on compute wait_until 90 not_live $DISCOVERY
+  on compute wait_until 90 live $DISCOVERY
+  on compute detach $DISCOVERY
+}
+for transport in tcp rdma; do
+  CHECK_TIMEOUT_S=200 check "a persistent discovery controller lives by Keep Alive over $transport" persists $transport
+done
+
 # The device goes away from under the target, while one host uses it and another TCP; and comes back.
 no_device() { ! rdma link show rxe0/1; }
 says() { grep -q -- "$1" /out/target.log; }
@@ -153,7 +187,7 @@ device_removed() {
   during=$(on compute completed $OTHER)
   on compute wait_until 20 busy "$during" $OTHER
   kill -0 $rdma
-  on storage device br0
+  on storage device
   on storage wait_until 20 says "listening on rdma://$STORAGE:4420 again"
   on compute wait_until 90 live
   wait $rdma
@@ -164,9 +198,12 @@ device_removed() {
 }
 CHECK_TIMEOUT_S=120 check 'the RDMA device removed under I/O, and brought back; TCP goes on' device_removed
 
-# A port that loses its carrier; the target's machine has a bridge over its card, so that one can go down and the other has no carrier then.
-# (Soft RoCE on an interface that is down itself loses its connection manager with what that sends meanwhile.)
+# A port that loses its carrier.
 port_state() { rdma link show rxe0/1 | grep -q "state $1 "; }
+card_up() {
+  ip link set net0 up
+  ethtool -K net0 tso off gso off gro off # as tools/guest/init.sh does
+}
 port_down() {
   local fio ended
   on compute attach rdma
@@ -179,15 +216,72 @@ port_down() {
   on compute wait_until 40 not_live
   on storage wait_until 20 ended_beyond "$ended"
   kill -0 $fio
-  on storage ip link set net0 up
-  on storage ethtool -K net0 tso off gso off gro off # as tools/guest/init.sh does
+  on storage card_up
   on storage wait_until 10 port_state ACTIVE
   on compute wait_until 90 live
   wait $fio
   on compute detach
 }
 CHECK_TIMEOUT_S=120 check 'the port of the target down and up under fio verify' port_down
+
+# The same from under our initiator, whose I/O waits meanwhile. `rdma link delete` returns when nobody has the device open any more.
+our_log() { cat /run/ours/daemon.log; }
+our_log_lines() { our_log | wc -l; }
+# our_says AFTER-LINE REGEX
+our_says() { our_log | tail -n "+$(($1 + 1))" | grep -- "$2"; }
+# our_fault FAULT PROOF SAID BACK: under fio verify: the fault, which PROOF shows; what the log says then; and BACK, which takes the fault away.
+our_fault() {
+  local fault=$1 proof=$2 said=$3 back=$4 fio before during line
+  on compute our_attach rdma
+  line=$(on compute our_log_lines)
+  before=$(on compute our_completed)
+  on compute our_load &
+  fio=$!
+  on compute wait_until 30 beyond our_completed $((before + 200))
+  on compute "$fault"
+  on compute wait_until 20 "$proof"
+  on compute wait_until 40 is_not our_state live
+  during=$(on compute our_completed)
+  on compute wait_until 40 our_says "$line" "$said"
+  expect 'completed meanwhile' "$during" "$(on compute our_completed)"
+  kill -0 $fio
+  on compute "$back"
+  on compute wait_until 90 is our_state live
+  wait $fio
+  on compute our_says "$line" 'connection lost'
+  on compute our_detach
+}
+delete_device() { rdma link delete rxe0; }
+our_device_removed() { our_fault delete_device no_device 'no reconnect yet.*rdma link show' device; }
+CHECK_TIMEOUT_S=120 check 'our initiator: its RDMA device removed under fio verify, and brought back' our_device_removed
+says_removed() { on compute our_says 0 'connection lost.*the RDMA device rxe0 is being removed'; }
+check 'and says why the association ended' says_removed
+card_down() { ip link set net0 down; }
+port_is_down() { port_state DOWN; }
+our_port_down() { our_fault card_down port_is_down 'no reconnect yet' card_up; }
+CHECK_TIMEOUT_S=120 check 'our initiator: its port down and up under fio verify' our_port_down
+
+# Nothing goes over the device any more, and still the library has it open: that must not hold up its removal either.
+contexts() { rdma resource show | sed -n 's/.* ctx \([0-9]*\).*/\1/p'; }
+over_other() { "${OURS[@]}" "$1" -n $OTHER "${@:2}"; }
+idle_device_removed() {
+  on compute our_attach tcp
+  on compute over_other connect -t rdma -a $STORAGE -s 4420 --block none
+  on compute over_other disconnect
+  expect 'contexts' 1 "$(on compute contexts)"
+  on compute delete_device
+  on compute no_device
+  expect 'state' live "$(on compute our_state)"
+  on compute device
+  on compute over_other connect -t rdma -a $STORAGE -s 4420 --block none
+  on compute over_other disconnect
+  on compute our_load
+  on compute our_detach
+}
+CHECK_TIMEOUT_S=120 check 'our initiator: an RDMA device removed that no association uses' idle_device_removed
+
 left() { rdma resource show | tee /dev/stderr | grep -q ' qp 1 '; } # the device's own
-check 'no queue pair is left behind' on storage wait_until 20 left
+check 'no queue pair is left behind by the target' on storage wait_until 20 left
+check 'nothing is left behind by our initiator' on compute wait_until 20 left
 
 check 'no kernel reported a bug' machines_are_well
