@@ -17,11 +17,16 @@ export NVMF_RPC=$SUITE_TMP/rpc.sock
 on_failure "$RUN/daemon.log"
 processes() { timeout 5 pgrep -f -- "[-]-run-dir $RUN .*$1"; }
 
+OVER_RDMA=10.96.0.1
 storage() {
   modprobe ublk_drv || test -c /dev/ublk-control
   scratch_fs xfs 900M $STORE
+  ip link add dummy0 type dummy
+  ip link set dummy0 up
+  ip address add $OVER_RDMA/24 dev dummy0
+  rdma link add rxe0 type rxe netdev dummy0
   cat >"$SUITE_TMP/t.toml" <<TOML
-listen = ["tcp://127.0.0.1:4420"]
+listen = ["tcp://127.0.0.1:4420", "rdma://$OVER_RDMA:4420"]
 [api]
 socket = "$NVMF_RPC"
 state-dir = "$SUITE_TMP/state"
@@ -39,7 +44,7 @@ node=(--run-dir "$CLAIMS" --rpc "$NVMF_RPC" --hostnqn "$HOST" --hostid "${HOST##
 FORM=ublk
 start_plugin() { start plugin nvmf-docker serve --socket "$PLUGIN" --state-dir "$SUITE_TMP/plugin" --size 64M --block $FORM "${node[@]}"; }
 start_driver() { start driver nvmf-csi --endpoint "unix://$DRIVER" --mode all --block $FORM "${node[@]}"; }
-check 'a pool on XFS' storage
+check 'a pool on XFS, and an RDMA device' storage
 start_target
 check 'the target is ready' wait_until 20 test -s "$SUITE_TMP/ready"
 # ask METHOD JSON: the plugin's answer; an error where there is one in it.
@@ -159,9 +164,11 @@ request() {
     '{volume_id: $id, staging_target_path: $stage, volume_capability: $capability, volume_context: $context, publish_context: $publish} + $more'
 }
 only() { jq -c "{volume_id, $2}" <<<"$1"; }
+# csi_up NAME CAPABILITY [PARAMETERS]
 csi_up() {
-  local name=$1 capability=$2 id
-  call Controller/CreateVolume "{\"name\":\"$name\",\"capacity_range\":{\"required_bytes\":67108864},\"volume_capabilities\":[$capability]}" | tee "$SUITE_TMP/$name"
+  local name=$1 capability=$2 parameters=${3:-"{}"} id
+  call Controller/CreateVolume "{\"name\":\"$name\",\"capacity_range\":{\"required_bytes\":67108864},\"volume_capabilities\":[$capability],\"parameters\":$parameters}" |
+    tee "$SUITE_TMP/$name"
   id=$(of "$name" .volume.volume_id)
   call Controller/ControllerPublishVolume "{\"volume_id\":$id,\"node_id\":\"$HOST\",\"volume_capability\":$capability,\"volume_context\":$(of "$name" '.volume.volume_context // {}')}" |
     tee "$SUITE_TMP/$name.published"
@@ -241,6 +248,34 @@ DEVICE=$(the_device)
 check 'csi: kill -9 of the driver under I/O on the raw block volume' under_load "$PUBLISHED/b" "$DEVICE" csi_restart b "$BLOCK"
 check "csi: kill -9 of the initiator's daemon under I/O on it" under_load "$PUBLISHED/b" "$DEVICE" daemon_dies
 check 'csi: it is unpublished, unstaged, deleted' csi_down b
+
+# --- over RDMA: the target has listeners of both transports; a volume is reached by TCP where nothing else was asked for ------------------------
+
+transport() { nvmf-initiator --run-dir "$RUN" list --json | jq -r '.controllers[].address | split(":")[0]'; }
+docker_over_rdma() {
+  ask Create '{"Name":"d","Opts":{"transport":"rdma"}}'
+  ask Mount '{"Name":"d","ID":"i1"}'
+  expect 'transport' rdma "$(transport)"
+  device_at "$AT"
+  seq 10000 >"$AT/numbers"
+  docker_end
+}
+check 'docker: a volume over RDMA' docker_over_rdma
+csi_over_rdma() {
+  csi_up r "$MOUNT" '{"transport":"rdma"}'
+  expect 'published' '"rdma"' "$(of r.published .publish_context.targetTrType)"
+  expect 'transport' rdma "$(transport)"
+  fio_verify "$PUBLISHED/r/file" --size=16M
+  csi_down r
+}
+check 'csi: a volume over RDMA' csi_over_rdma
+csi_over_tcp() {
+  csi_up t "$MOUNT" '{"transport":"tcp,rdma"}'
+  expect 'transport' tcp "$(transport)"
+  csi_down t
+}
+check 'csi: over TCP where that is asked for first' csi_over_tcp
+refuse 'csi: a transport that there is not' 'transport.*rdma,tcp' csi_up w "$MOUNT" '{"transport":"fc"}'
 
 leaves() {
   stop plugin

@@ -31,6 +31,8 @@ pub const HOST_NQN: &str = "hostNqn";
 pub const HOST_ID: &str = "hostId";
 /// Words for mkfs.
 pub const MKFS_OPTIONS: &str = "mkfsOptions";
+/// What carries a volume of a pool.
+pub const TRANSPORT: &str = "transport";
 /// The file system where a capability names none.
 pub const FS_TYPE: &str = "fsType";
 
@@ -68,13 +70,13 @@ pub fn is_static(context: &Context) -> bool {
 
 /// What nodes are told of a volume of a pool.
 pub fn publish(volume: &Volume, traddr: Option<&str>) -> Result<Context> {
-    let (traddr, port) = volume
+    let reached = volume
         .reach(traddr)
         .map_err(|error| Status::failed_precondition(error.to_string()))?;
     Ok(Context::from([
-        (TR_ADDR.to_owned(), traddr.to_owned()),
-        (TR_PORT.to_owned(), port.to_string()),
-        (TR_TYPE.to_owned(), "tcp".to_owned()),
+        (TR_ADDR.to_owned(), reached.traddr.to_owned()),
+        (TR_PORT.to_owned(), reached.port.to_string()),
+        (TR_TYPE.to_owned(), reached.transport.name().to_owned()),
         (NQN.to_owned(), volume.nqn.clone()),
         (DEVICE_UUID.to_owned(), volume.uuid.clone()),
     ]))

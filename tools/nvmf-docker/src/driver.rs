@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use nvmf_initiator::host::HostIdentity;
 use nvmf_initiator::options::ConnectOptions;
+use nvmf_rpc::reach::LABEL_TRANSPORT;
 use nvmf_rpc::types::{Labels, Volume};
 use nvmf_volume::mountinfo::{self, mount_at};
 use nvmf_volume::stage::{grow_if_larger, remove_lost_and_found};
@@ -135,6 +136,7 @@ impl Driver {
             size_bytes: 0,
             nqn: String::new(),
             created: String::new(),
+            transports: String::new(),
             claim: None,
             references: Default::default(),
         };
@@ -142,12 +144,15 @@ impl Driver {
         if let Some(nvmf_rpc::types::Source::Volume(source)) = &options.from {
             self.flush(source)?;
         }
-        let labels = Labels::from([
+        let mut labels = Labels::from([
             (pool::LABEL_FS.to_owned(), fs.to_string()),
             (pool::LABEL_MKFS_OPTIONS.to_owned(), mkfs_options.join(" ")),
             (pool::LABEL_READ_ONLY.to_owned(), read_only.to_string()),
             (pool::LABEL_CREATE_ID.to_owned(), create_id.clone()),
         ]);
+        if let Some(transports) = &options.transports {
+            labels.insert(LABEL_TRANSPORT.to_owned(), transports.to_string());
+        }
         let made = self
             .target
             .create(&pool, name, size_bytes, options.from.clone(), labels);
@@ -198,6 +203,13 @@ impl Driver {
                 options
                     .read_only
                     .is_some_and(|read_only| read_only != record.read_only),
+            ),
+            (
+                "transport",
+                options
+                    .transports
+                    .as_ref()
+                    .is_some_and(|transports| transports.to_string() != record.transports),
             ),
         ];
         match differs.into_iter().find(|(_, differs)| *differs) {
@@ -585,6 +597,8 @@ impl Record {
         self.size_bytes = volume.size_bytes;
         self.nqn.clone_from(&volume.nqn);
         self.created.clone_from(&volume.created);
+        let transports = volume.labels.get(LABEL_TRANSPORT);
+        self.transports = transports.cloned().unwrap_or_default();
     }
 }
 

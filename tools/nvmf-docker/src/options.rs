@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use nvmf_rpc::reach::Transports;
 use nvmf_rpc::types::Source;
 use nvmf_volume::FsKind;
 use nvmf_volume::filesystem::check_mkfs_options;
@@ -26,6 +27,8 @@ pub struct Options {
     pub read_only: Option<bool>,
     /// `mkfs-options`, in words.
     pub mkfs_options: Option<Vec<String>>,
+    /// `transport`.
+    pub transports: Option<Transports>,
 }
 
 /// Reads options.
@@ -43,9 +46,14 @@ pub fn parse(given: &BTreeMap<String, String>) -> Result<Options, Error> {
                 check_mkfs_options(&words)?;
                 options.mkfs_options = Some(words);
             }
+            "transport" => {
+                let transports = value.parse::<Transports>();
+                let explain = |error| Error::Request(format!("option transport: {error}"));
+                options.transports = Some(transports.map_err(explain)?);
+            }
             other => {
                 return Err(Error::Request(format!(
-                    "unknown option '{other}'; there are size, fs, pool, from, ro and mkfs-options"
+                    "unknown option '{other}'; there are size, fs, pool, from, ro, mkfs-options and transport"
                 )));
             }
         }
@@ -140,10 +148,12 @@ mod tests {
             ("from", "snapshot:monday"),
             ("ro", "true"),
             ("mkfs-options", "-i size=512  -m reflink=1"),
+            ("transport", "rdma"),
         ]);
         let options = options.unwrap();
         assert_eq!(options.size_bytes, Some(10 << 30));
         assert_eq!(options.fs, Some(FsKind::Xfs));
+        assert_eq!(options.transports, Some("rdma".parse().unwrap()));
         assert_eq!(options.from, Some(Source::Snapshot("monday".into())));
         assert_eq!(
             options.mkfs_options.unwrap(),
@@ -162,6 +172,7 @@ mod tests {
         assert!(refused("fs", "btrfs").contains("ext4 and xfs"));
         assert!(refused("ro", "true").contains("from="));
         assert!(refused("ro", "maybe").contains("neither"));
+        assert!(refused("transport", "fc").contains("rdma,tcp"));
         assert!(refused("from", "../x").contains("no name"));
         assert!(refused("mkfs-options", "-d file,name=/etc/passwd").contains("names a file"));
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nvmf_rpc::error::code;
+use nvmf_rpc::reach::Transport;
 use nvmf_rpc::types::{
     AddHost, CreateVolume, DeleteVolume, GetPools, GetSnapshots, GetVolumes, Labels, RemoveHost,
     ResizeVolume, Source, Volume,
@@ -198,8 +199,11 @@ pub fn may_be_done(error: &Error) -> bool {
 
 /// Where to connect for a volume.
 pub fn address(volume: &Volume, traddr: Option<&str>) -> Result<Address, Error> {
-    let (traddr, port) = volume
+    let reached = volume
         .reach(traddr)
         .map_err(|error| Error::Request(error.to_string()))?;
-    Ok(Address::tcp(traddr, port))
+    Ok(match reached.transport {
+        Transport::Tcp => Address::tcp(reached.traddr, reached.port),
+        Transport::Rdma => Address::rdma(reached.traddr, reached.port),
+    })
 }

@@ -51,6 +51,9 @@ pub struct Record {
     pub nqn: String,
     /// When it was created, as the pool says it.
     pub created: String,
+    /// The transports that it may be reached by, as its label in the pool says them; empty where that says nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub transports: String,
     /// Set before this host is granted access or anything is attached, until both have ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<Claim>,
@@ -197,6 +200,7 @@ mod tests {
             nqn: "n".into(),
             created: String::new(),
             claim: None,
+            transports: String::new(),
             references: References::default(),
         }
     }

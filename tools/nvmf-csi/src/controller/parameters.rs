@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
-use nvmf_rpc::types::Provisioning;
+use nvmf_rpc::reach::{LABEL_TRANSPORT, Transports};
+use nvmf_rpc::types::{Labels, Provisioning};
 use nvmf_volume::FsKind;
 use nvmf_volume::filesystem::check_mkfs_options;
 use tonic::Status;
 
 use crate::Result;
-use crate::attributes::{FS_TYPE, MKFS_OPTIONS};
+use crate::attributes::{FS_TYPE, MKFS_OPTIONS, TRANSPORT};
 
 /// Parameters with this prefix are the sidecars' own.
 const SIDECARS: &str = "csi.storage.k8s.io/";
@@ -26,6 +27,17 @@ pub struct Parameters {
     pub block_size: Option<u32>,
     /// `provisioning`: `thin` or `thick`.
     pub provisioning: Provisioning,
+    /// `transport`: `tcp`, `rdma`, or both with a comma.
+    pub transports: Option<Transports>,
+}
+
+impl Parameters {
+    /// What the parameters say on a volume for whoever attaches it.
+    pub fn label(&self, labels: &mut Labels) {
+        if let Some(transports) = &self.transports {
+            labels.insert(LABEL_TRANSPORT.to_owned(), transports.to_string());
+        }
+    }
 }
 
 /// Reads parameters. Unknown ones are refused, so that a typing mistake never turns into a default.
@@ -60,9 +72,15 @@ pub fn read(given: &HashMap<String, String>) -> Result<Parameters> {
                     _ => return Err(invalid(format!("'{value}' is neither thin nor thick"))),
                 };
             }
+            TRANSPORT => {
+                let transports = value.parse::<Transports>();
+                let transports = transports.map_err(|error| invalid(error.to_string()))?;
+                parameters.transports = Some(transports);
+            }
             name if name.starts_with(SIDECARS) => {}
             _ => {
-                let known = "there are pool, fsType, mkfsOptions, blockSize and provisioning";
+                let known =
+                    "there are pool, fsType, mkfsOptions, blockSize, provisioning and transport";
                 return Err(invalid(format!("unknown; {known}")));
             }
         }
@@ -87,6 +105,7 @@ mod tests {
             ("mkfsOptions", " -i  size=512 "),
             ("blockSize", "512"),
             ("provisioning", "thick"),
+            ("transport", "rdma,tcp"),
             ("csi.storage.k8s.io/pvc/name", "data"),
         ]);
         assert_eq!(
@@ -97,6 +116,7 @@ mod tests {
                 mkfs_options: "-i size=512".into(),
                 block_size: Some(512),
                 provisioning: Provisioning::Thick,
+                transports: Some("rdma,tcp".parse().unwrap()),
             }
         );
         assert_eq!(given(&[]).unwrap(), Parameters::default());
@@ -109,6 +129,7 @@ mod tests {
             ("fsType", "btrfs"),
             ("blockSize", "1024"),
             ("provisioning", "fat"),
+            ("transport", "fc"),
             ("mkfsOptions", "-d file,name=/etc/passwd"),
         ] {
             assert!(given(&[wrong]).is_err(), "{wrong:?}");

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use nvmf_rpc::error::code;
+use nvmf_rpc::reach::LABEL_TRANSPORT;
 use nvmf_rpc::types::{
     AddHost, CreateVolume, DeleteVolume, GetPools, GetVolumes, Labels, Overcommit, RemoveHost,
     ResizeVolume, Source, Volume as PoolVolume,
@@ -15,7 +16,7 @@ use super::target::{LABEL_FS, LABEL_MKFS_OPTIONS, LABEL_NAME};
 use super::{Inner, page};
 use crate::Result;
 use crate::access::Access;
-use crate::attributes::{self, Context, FS_TYPE, MKFS_OPTIONS};
+use crate::attributes::{self, Context, FS_TYPE, MKFS_OPTIONS, TRANSPORT};
 use crate::names::{self, Id, MAX_NODE_ID_BYTES};
 use crate::proto::volume_content_source::{self, SnapshotSource, VolumeSource};
 use crate::proto::*;
@@ -54,6 +55,7 @@ impl Inner {
                 parameters.mkfs_options.clone(),
             );
         }
+        parameters.label(&mut labels);
         // What exists decides before what would be made: another size is then "already exists", not "out of range".
         let volume = match self.target.volume(&id).await? {
             Some(volume) => volume,
@@ -89,6 +91,10 @@ impl Inner {
             (
                 "file system",
                 volume.labels.get(LABEL_FS) != labels.get(LABEL_FS),
+            ),
+            (
+                TRANSPORT,
+                volume.labels.get(LABEL_TRANSPORT) != labels.get(LABEL_TRANSPORT),
             ),
             ("source", volume.source != source.map(|source| source.what)),
             ("capacity_range", !size::fits(range, volume.size_bytes)?),

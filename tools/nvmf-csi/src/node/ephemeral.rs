@@ -192,6 +192,12 @@ impl Inner {
             required_bytes: size::signed(size_bytes),
             limit_bytes: 0,
         };
+        let mut labels = Labels::from([
+            (LABEL_NODE.to_owned(), hostnqn.clone()),
+            (LABEL_ID.to_owned(), volume_id.to_owned()),
+            (LABEL_FS.to_owned(), fs.to_string()),
+        ]);
+        parameters.label(&mut labels);
         let params = CreateVolume {
             pool,
             name: self.name_of_ephemeral(volume_id),
@@ -199,11 +205,7 @@ impl Inner {
             block_size: parameters.block_size,
             provisioning: parameters.provisioning,
             hosts: vec![hostnqn.clone()],
-            labels: Labels::from([
-                (LABEL_NODE.to_owned(), hostnqn.clone()),
-                (LABEL_ID.to_owned(), volume_id.to_owned()),
-                (LABEL_FS.to_owned(), fs.to_string()),
-            ]),
+            labels,
             ..CreateVolume::default()
         };
         self.ask(&settings.target, &params)
