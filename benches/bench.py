@@ -185,26 +185,38 @@ def large(report, _only):
 
 
 def scaling(report, _only):
-    """Throughput over connections, 256 commands in flight in all; memory of idle connections of 128 entries."""
+    """Throughput over connections, 256 commands in flight in all, beside what the loopback does with as many connections; the most memory
+    that the target took. With one shard the side that asks has the other core, with two they share both."""
     data, lines = [], []
-    for cores in ("0", "0-1"):
-        found = {}
+    for cores, asking in (("0", "1"), ("0-1", "0-1")):
+        tops, found, memory = {}, {}, {}
         for count in (1, 2, 8, 64, 512):
             # A session has up to 128 queues; each thread has one session, and takes its queues in turn.
             threads = min(count, SCALING_THREADS)
-            depth, rates = 256 // threads, []
+            # Each core that answers has connections, and one thread that asks a core of its own.
+            top_cores, client_cores = (cores, asking) if count > 1 else ("0", "1")
+            top, rates, held = [], [], []
             for _ in range(ROUNDS):
+                top.append(ceiling("many", 256, 72, 4120, [f"--connections={count}", f"--threads={threads}", f"--server-core={top_cores}",
+                                                           f"--client-core={client_cores}"])["per_second"])
                 with target(SPACES["memory"], spin=False, cores=cores) as at:
                     url = f"{at.url()}&nr_io_queues={count // threads}"
-                    text = run([os.path.join(BIN, "nvmf-bench"), *job(url, "randread", "4k", depth, ["--quiet", f"--numjobs={threads}"])])
+                    text = run([os.path.join(BIN, "nvmf-bench"),
+                                *job(url, "randread", "4k", 256 // threads, ["--quiet", f"--numjobs={threads}", f"--cpus_allowed={client_cores}"])])
                     rates.append(sum(one["read"]["iops"] for one in json.loads(text[text.index("{"):])["jobs"]))
-            found[count] = statistics.median(rates)
-            data.append({"cores": cores, "connections": count, "iops": spread(rates)})
+                    held.append(at.peak_rss_bytes() / 1024)
+            tops[count], found[count], memory[count] = (statistics.median(one) for one in (top, rates, held))
+            share = spread([ours / all_ for ours, all_ in zip(rates, top)])
+            each = (memory[count] - memory[1]) / (count - 1) if count >= 64 else None
+            data.append({"cores": cores, "connections": count, "iops": spread(rates), "ceiling": spread(top), "share": share,
+                         "kib_for_each": each})
             over = found[count] / found[8] if count > 8 else None
-            lines.append([cores, count, show(spread(rates), 0), "" if over is None else f"{over:.2f}",
+            lines.append([cores, count, f"{tops[count]:.0f}", f"{found[count]:.0f}", show(share), "" if over is None else f"{over:.2f}",
+                          "" if over is None else f"{tops[count] / tops[8]:.2f}", "" if each is None else f"{each:.0f} KiB",
                           "" if count != 512 else ("yes" if over >= 0.9 * TOLERANCE else "**missing**")])
-    report.table("scaling", "4 KiB random reads over connections, 256 in flight, event-driven",
-                 ["target's cores", "connections", "ours /s (min-max)", "over 8 connections", "0.9 reached"], lines, data)
+    report.table("scaling", "4 KiB random reads over connections, 256 in flight in all, event-driven, memory namespace",
+                 ["target's cores", "connections", "ceiling /s", "ours /s", "share (min-max)", "ours over 8", "ceiling over 8",
+                  "target's memory for each", "0.9 of 8"], lines, data)
 
 
 def depth(report, _only):

@@ -74,8 +74,14 @@ class Target:
             time.sleep(0.01)
 
     def rss_bytes(self):
+        return self.memory_bytes("VmRSS")
+
+    def peak_rss_bytes(self):
+        return self.memory_bytes("VmHWM")
+
+    def memory_bytes(self, which):
         with open(f"/proc/{self.pid}/status", encoding="ascii") as status:
-            return int(re.search(r"VmRSS:\s+(\d+) kB", status.read()).group(1)) << 10
+            return int(re.search(which + r":\s+(\d+) kB", status.read()).group(1)) << 10
 
 
 @contextmanager
@@ -109,10 +115,10 @@ def target(namespace, spin=True, cores="0", log=None):
                 process.wait(30)
 
 
-def ceiling(mode, depth, request, response):
+def ceiling(mode, depth, request, response, extra=()):
     """Figures of the yardstick."""
     return json.loads(run([os.path.join(BIN, "ceiling"), mode, "--depth", str(depth), "--request", str(request),
-                           "--response", str(response), "--seconds", str(SECONDS), "--json"]))
+                           "--response", str(response), "--seconds", str(SECONDS), "--json", *extra]))
 
 
 def figures(text):

@@ -11,7 +11,7 @@ use crate::plain::Memory;
 use crate::shape::{Mode, Shape};
 
 /// Time before anything counts.
-const RAMP: Duration = Duration::from_millis(500);
+pub(crate) const RAMP: Duration = Duration::from_millis(500);
 
 /// Latencies kept at most: more than a minute at 500 000 per second.
 const MAX_SAMPLES: usize = 40_000_000;
@@ -33,14 +33,30 @@ pub struct Figures {
     pub p999_us: f64,
 }
 
-struct Samples {
+/// Latencies from a moment on.
+pub(crate) struct Samples {
     from: Instant,
     nanos: Vec<u32>,
     count: u64,
 }
 
 impl Samples {
-    fn add(&mut self, asked: Instant, answered: Instant) {
+    /// None yet; what was asked before `from` does not count.
+    pub(crate) fn new(from: Instant) -> Self {
+        Self {
+            from,
+            nanos: Vec::with_capacity(4 << 20),
+            count: 0,
+        }
+    }
+
+    /// Adds those of another thread.
+    pub(crate) fn append(&mut self, other: Self) {
+        self.nanos.extend(other.nanos);
+        self.count += other.count;
+    }
+
+    pub(crate) fn add(&mut self, asked: Instant, answered: Instant) {
         if asked >= self.from {
             self.count += 1;
             if self.nanos.len() < MAX_SAMPLES {
@@ -50,7 +66,7 @@ impl Samples {
         }
     }
 
-    fn figures(mut self, seconds: f64) -> Figures {
+    pub(crate) fn figures(mut self, seconds: f64) -> Figures {
         self.nanos.sort_unstable();
         let at = |share: f64| {
             let index = (self.nanos.len() as f64 * share) as usize;
@@ -76,11 +92,7 @@ pub fn run(mut socket: TcpStream, shape: &Shape, seconds: f64) -> Result<Figures
     let header = shape.request_header();
     let from = Instant::now() + RAMP;
     let until = from + Duration::from_secs_f64(seconds);
-    let mut samples = Samples {
-        from,
-        nanos: Vec::with_capacity(4 << 20),
-        count: 0,
-    };
+    let mut samples = Samples::new(from);
     match shape.mode {
         Mode::Bulk | Mode::Bulkspin => {
             let chunk = vec![0; shape.request];
@@ -114,7 +126,7 @@ pub fn run(mut socket: TcpStream, shape: &Shape, seconds: f64) -> Result<Figures
             }
             samples.add(asked, Instant::now());
         },
-        Mode::Pipe => {
+        Mode::Pipe | Mode::Many => {
             let mut asked = VecDeque::with_capacity(shape.depth);
             memory.send(&mut socket, shape.depth, shape.request, header)?;
             asked.resize(shape.depth, Instant::now());

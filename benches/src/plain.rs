@@ -75,6 +75,11 @@ impl Memory {
         Ok(())
     }
 
+    /// Where up to `bytes` are received into.
+    pub fn landing(&mut self, bytes: usize) -> &mut [u8] {
+        &mut self.receive[..bytes]
+    }
+
     /// Receives what is there, up to the size for messages of `message` bytes; 0 at the end of the stream. Spins on
     /// a non-blocking socket.
     pub fn receive(
@@ -117,7 +122,7 @@ pub fn serve(mut socket: TcpStream, shape: &Shape) -> Result<()> {
                 memory.send(&mut socket, 1, shape.response, header)?;
             }
         }
-        Mode::Pipe => {
+        Mode::Pipe | Mode::Many => {
             let mut have = 0;
             loop {
                 match memory.receive(&mut socket, shape.request, 256 << 10)? {

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use nvmf_io::{Buf, BufPool, PoolConfig, Ring, RingConfig, Token, TxBatch, Wait};
+use nvmf_io::{Buf, BufPool, PoolConfig, Ring, RingConfig, SockId, Token, TxBatch, Wait};
 
 use crate::shape::Shape;
 
-const RECEIVE: Token = Token(0);
-const SEND: Token = Token(1);
+/// The lowest bit of a token; the others number the connection.
+const RECEIVE: u64 = 0;
+const SEND: u64 = 1;
 
 /// How the ring is used.
 #[derive(Args, Clone, Debug)]
@@ -39,21 +40,57 @@ pub struct RingOptions {
     pub exact: bool,
 }
 
-/// One connection and what it is doing.
-struct Server {
-    ring: Ring,
-    pool: BufPool,
-    #[expect(clippy::vec_box, reason = "the ring takes and returns boxes")]
-    batches: Vec<Box<TxBatch>>,
+/// A connection and what it is doing.
+struct Link {
+    socket: SockId,
     sending: bool,
     /// Requests that arrived and are not answered.
     owed: usize,
     /// Bytes of the next request that arrived.
     have: usize,
+    /// It is in the list of those that get an answer in this turn.
+    dirty: bool,
 }
 
-/// Answers requests until the peer closes.
-pub fn serve(socket: TcpStream, shape: &Shape, options: &RingOptions) -> Result<()> {
+/// All connections, and what they share.
+struct Server {
+    ring: Ring,
+    links: Vec<Link>,
+    #[expect(clippy::vec_box, reason = "the ring takes and returns boxes")]
+    batches: Vec<Box<TxBatch>>,
+    response: Buf,
+    landing: Buf,
+    dirty: Vec<usize>,
+}
+
+impl Link {
+    fn token(at: usize, what: u64) -> Token {
+        Token((at as u64) << 1 | what)
+    }
+}
+
+impl Server {
+    /// Asks for what comes next. With exact receives, `have` below the header's length means that a header is being received.
+    fn receive(&mut self, at: usize, shape: &Shape, options: &RingOptions) {
+        let (link, token) = (&self.links[at], Link::token(at, RECEIVE));
+        let header = 72.min(shape.request);
+        if !options.exact {
+            self.ring.recv_multishot(link.socket, token);
+        } else {
+            let end = if link.have < header {
+                header
+            } else {
+                shape.request
+            };
+            let range = link.have as u32..end as u32;
+            self.ring
+                .recv_into(link.socket, &self.landing, range, token);
+        }
+    }
+}
+
+/// Answers requests until a peer closes.
+pub fn serve(sockets: Vec<TcpStream>, shape: &Shape, options: &RingOptions) -> Result<()> {
     let config = RingConfig {
         rx_buffers: options.rx_buffers,
         rx_buffer_bytes: options.rx_buffer_bytes,
@@ -64,71 +101,77 @@ pub fn serve(socket: TcpStream, shape: &Shape, options: &RingOptions) -> Result<
     let mut ring = Ring::new(&config)?;
     let pool = BufPool::new(&PoolConfig::default());
     ring.register_pool(&pool);
-    socket.set_nonblocking(false)?;
-    let socket = ring.add_socket(OwnedFd::from(socket));
-    let mut server = Server {
-        ring,
-        pool,
-        batches: Vec::new(),
-        sending: false,
-        owed: 0,
-        have: 0,
-    };
-    let response = server
-        .pool
+    let mut links = Vec::with_capacity(sockets.len());
+    for socket in sockets {
+        socket.set_nonblocking(false)?;
+        links.push(Link {
+            socket: ring.add_socket(OwnedFd::from(socket)),
+            sending: false,
+            owed: 0,
+            have: 0,
+            dirty: false,
+        });
+    }
+    let response = pool
         .alloc(shape.response.max(24) as u32)
         .context("response too large")?;
     response.fill(0..response.len(), 0xa5);
-    let landing = server
-        .pool
+    let landing = pool
         .alloc((shape.request as u32).max(4096))
         .context("request too large")?;
-    let header = 72.min(shape.request);
-    // With exact receives, `have` below the header's length means that a header is being received.
-    let receive = |server: &mut Server| {
-        if !options.exact {
-            server.ring.recv_multishot(socket, RECEIVE);
-        } else if server.have < header {
-            let range = server.have as u32..header as u32;
-            server.ring.recv_into(socket, &landing, range, RECEIVE);
-        } else {
-            let range = server.have as u32..shape.request as u32;
-            server.ring.recv_into(socket, &landing, range, RECEIVE);
-        }
+    let mut server = Server {
+        ring,
+        links,
+        batches: Vec::new(),
+        response,
+        landing,
+        dirty: Vec::new(),
     };
-    receive(&mut server);
+    for at in 0..server.links.len() {
+        server.receive(at, shape, options);
+    }
     let window = Duration::from_micros(options.busy_poll_us);
     let mut spin_until = Instant::now();
     loop {
         let mut progress = false;
         while let Some(done) = server.ring.next() {
             progress = true;
-            if done.token == SEND {
+            let at = (done.token.0 >> 1) as usize;
+            if done.token.0 & 1 == SEND {
                 done.result.context("send")?;
-                server.sending = false;
                 let mut batch = done.batch.expect("sends return their batch");
                 batch.clear();
                 server.batches.push(batch);
-                continue;
+                server.links[at].sending = false;
+            } else {
+                let count = done.result.context("receive")? as usize;
+                if count == 0 {
+                    return Ok(());
+                }
+                if let Some(chunk) = done.rx
+                    && options.copy
+                {
+                    copy_in(&server.landing, &chunk);
+                }
+                let link = &mut server.links[at];
+                link.have += count;
+                link.owed += link.have / shape.request;
+                link.have %= shape.request;
+                if !done.more {
+                    server.receive(at, shape, options);
+                }
             }
-            let count = done.result.context("receive")? as usize;
-            if count == 0 {
-                return Ok(());
-            }
-            if let Some(chunk) = done.rx
-                && options.copy
-            {
-                copy_in(&landing, &chunk);
-            }
-            server.have += count;
-            server.owed += server.have / shape.request;
-            server.have %= shape.request;
-            if !done.more {
-                receive(&mut server);
+            let link = &mut server.links[at];
+            if link.owed > 0 && !link.dirty {
+                link.dirty = true;
+                server.dirty.push(at);
             }
         }
-        if server.owed > 0 && !server.sending {
-            answer(&mut server, shape, &response, socket)?;
+        while let Some(at) = server.dirty.pop() {
+            server.links[at].dirty = false;
+            if !server.links[at].sending {
+                answer(&mut server, shape, at)?;
+            }
         }
         let wait = if window.is_zero() {
             Wait::Block
@@ -156,23 +199,19 @@ fn copy_in(landing: &Buf, mut bytes: &[u8]) {
 }
 
 /// Sends as many responses as a batch takes.
-fn answer(
-    server: &mut Server,
-    shape: &Shape,
-    response: &Buf,
-    socket: nvmf_io::SockId,
-) -> Result<()> {
+fn answer(server: &mut Server, shape: &Shape, at: usize) -> Result<()> {
     let mut batch = server
         .batches
         .pop()
         .unwrap_or_else(|| TxBatch::new(TxBatch::DEFAULT_HEADER_BYTES, TxBatch::DEFAULT_SEGMENTS));
     let header = shape.response.min(24);
-    while server.owed > 0 && batch.fits(header, 2) {
+    let link = &mut server.links[at];
+    while link.owed > 0 && batch.fits(header, 2) {
         batch.push_header(&[0x5a; 24][..header])?;
-        batch.push_payload(response, 0..(shape.response - header) as u32)?;
-        server.owed -= 1;
+        batch.push_payload(&server.response, 0..(shape.response - header) as u32)?;
+        link.owed -= 1;
     }
-    server.sending = true;
-    server.ring.send(socket, batch, SEND);
+    link.sending = true;
+    server.ring.send(link.socket, batch, Link::token(at, SEND));
     Ok(())
 }

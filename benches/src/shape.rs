@@ -14,6 +14,8 @@ pub enum Mode {
     Spin,
     /// `depth` requests in flight, all that arrived answered with one send; both sides spin.
     Pipe,
+    /// `depth` requests in flight in all, spread over `connections`; both sides sleep when nothing is there.
+    Many,
     /// One way only: chunks of the request size, as fast as they are taken; the receiver sleeps.
     Bulk,
     /// As bulk, with both sides spinning.
@@ -33,9 +35,15 @@ pub struct Shape {
     /// How both sides go about it.
     #[arg(value_enum)]
     pub mode: Mode,
-    /// Requests in flight (pipe).
+    /// Requests in flight (pipe, many).
     #[arg(long, default_value_t = 1)]
     pub depth: usize,
+    /// Connections (many).
+    #[arg(long, default_value_t = 1)]
+    pub connections: usize,
+    /// Threads that ask, each with its part of connections and depth (many).
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
     /// Bytes of a request, or of a chunk in the bulk modes.
     #[arg(long, default_value_t = 72)]
     pub request: usize,

@@ -8,12 +8,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nvmf_benches::client::{self, Figures};
 use nvmf_benches::ring::RingOptions;
-use nvmf_benches::shape::Shape;
-use nvmf_benches::{plain, ring};
+use nvmf_benches::shape::{Mode, Shape};
+use nvmf_benches::{many, plain, ring};
+use nvmf_io::cpu::CoreList;
 use nvmf_io::{cpu, net};
 
 /// Buffers of both sockets: what a data path would ask for.
@@ -47,12 +48,12 @@ struct RunOptions {
     /// Measures bare system calls and the ring in turn, this many rounds, and prints medians and their ratio.
     #[arg(long)]
     compare: Option<usize>,
-    /// Core of the side that answers.
-    #[arg(long, default_value_t = 0)]
-    server_core: usize,
-    /// Core of the side that asks.
-    #[arg(long, default_value_t = 1)]
-    client_core: usize,
+    /// Core of the side that answers; of several each has a thread with its part of the connections (many).
+    #[arg(long, default_value = "0")]
+    server_core: CoreList,
+    /// Core of the side that asks; of several its threads take one in turn (many).
+    #[arg(long, default_value = "1")]
+    client_core: CoreList,
     /// Port of the listener on 127.0.0.1; 0 for any.
     #[arg(long, default_value_t = 0)]
     port: u16,
@@ -88,26 +89,50 @@ fn main() -> Result<()> {
 }
 
 fn serve(cli: &Cli, address: SocketAddr) -> Result<()> {
-    cpu::pin(cli.run.server_core)?;
     let options = net::SocketOptions {
         buffer_bytes: Some(SOCKET_BUFFER_BYTES),
         ..net::SocketOptions::default()
     };
-    let socket = net::connect(address, None, &options, Duration::from_secs(5))?;
-    let socket = TcpStream::from(socket);
-    socket.set_nonblocking(cli.shape.mode.spins())?;
-    let served = match cli.run.server {
-        ServerKind::Plain => plain::serve(socket, &cli.shape).map_err(anyhow::Error::from),
-        ServerKind::Ring => ring::serve(socket, &cli.shape, &cli.ring),
-    };
-    // The side that asks stops in the middle.
-    served.or_else(|error| {
-        if is_cut_off(&error) {
-            Ok(())
-        } else {
-            Err(error)
-        }
+    let cores = &cli.run.server_core.0;
+    let mut shares: Vec<Vec<TcpStream>> = cores.iter().map(|_| Vec::new()).collect();
+    for at in 0..cli.shape.connections {
+        let socket = net::connect(address, None, &options, Duration::from_secs(5))?;
+        let socket = TcpStream::from(socket);
+        socket.set_nonblocking(cli.shape.mode.spins())?;
+        shares[at % cores.len()].push(socket);
+    }
+    std::thread::scope(|scope| {
+        let served: Vec<_> = cores
+            .iter()
+            .zip(shares)
+            .map(|(&core, sockets)| scope.spawn(move || serve_on(cli, core, sockets)))
+            .collect();
+        served.into_iter().try_for_each(|thread| {
+            let served = thread
+                .join()
+                .unwrap_or_else(|_| Err(anyhow!("a thread that answers panicked")));
+            // The side that asks stops in the middle.
+            served.or_else(|error| {
+                if is_cut_off(&error) {
+                    Ok(())
+                } else {
+                    Err(error)
+                }
+            })
+        })
     })
+}
+
+fn serve_on(cli: &Cli, core: usize, mut sockets: Vec<TcpStream>) -> Result<()> {
+    cpu::pin(core)?;
+    match (cli.run.server, cli.shape.mode) {
+        (ServerKind::Ring, _) => ring::serve(sockets, &cli.shape, &cli.ring),
+        (ServerKind::Plain, Mode::Many) => Ok(many::serve(sockets, &cli.shape)?),
+        (ServerKind::Plain, _) => {
+            let socket = sockets.pop().context("no connection to serve")?;
+            Ok(plain::serve(socket, &cli.shape)?)
+        }
+    }
 }
 
 fn is_cut_off(error: &anyhow::Error) -> bool {
@@ -128,6 +153,7 @@ fn measure(cli: &Cli) -> Result<()> {
     if cli.shape.request == 0 || cli.shape.response == 0 || cli.shape.depth == 0 {
         bail!("--request, --response and --depth must be at least 1");
     }
+    check_many(cli)?;
     let Some(rounds) = cli.run.compare else {
         let figures = once(cli, cli.run.server)?;
         return print(cli, &figures);
@@ -151,6 +177,29 @@ fn measure(cli: &Cli) -> Result<()> {
     Ok(())
 }
 
+/// Whether connections and threads go with the rest.
+fn check_many(cli: &Cli) -> Result<()> {
+    let (shape, run) = (&cli.shape, &cli.run);
+    let servers = run.server_core.0.len();
+    if shape.mode != Mode::Many {
+        let clients = run.client_core.0.len();
+        if shape.connections != 1 || shape.threads != 1 || servers != 1 || clients != 1 {
+            bail!("--connections, --threads and several cores go with mode many");
+        }
+        return Ok(());
+    }
+    if shape.threads == 0 || !shape.connections.is_multiple_of(shape.threads) {
+        bail!("--threads must be at least 1 and divide --connections");
+    }
+    if shape.connections < servers {
+        bail!("{servers} cores that answer need as many --connections");
+    }
+    if !shape.depth.is_multiple_of(shape.threads) {
+        bail!("--threads must divide --depth");
+    }
+    Ok(())
+}
+
 /// Median, minimum and maximum.
 struct Spread(Vec<f64>);
 
@@ -164,17 +213,38 @@ impl std::fmt::Display for Spread {
 }
 
 fn once(cli: &Cli, server: ServerKind) -> Result<Figures> {
-    cpu::pin(cli.run.client_core)?;
+    if cli.shape.mode != Mode::Many {
+        cpu::pin(cli.run.client_core.0[0])?;
+    }
     let listener = net::listen(SocketAddr::from(([127, 0, 0, 1], cli.run.port)))?;
     let mut child = Served(spawn(server, &listener)?);
-    let (socket, _) = listener.accept()?;
     let options = net::SocketOptions {
         buffer_bytes: Some(SOCKET_BUFFER_BYTES),
         ..net::SocketOptions::default()
     };
-    net::configure(&socket, &options)?;
-    socket.set_nonblocking(cli.shape.mode.spins())?;
-    let figures = client::run(socket, &cli.shape, cli.run.seconds)?;
+    let each = cli.shape.connections / cli.shape.threads;
+    let mut threads = Vec::with_capacity(cli.shape.threads);
+    for _ in 0..cli.shape.threads {
+        let mut sockets = Vec::with_capacity(each);
+        for _ in 0..each {
+            let (socket, _) = listener.accept()?;
+            net::configure(&socket, &options)?;
+            socket.set_nonblocking(cli.shape.mode.spins())?;
+            sockets.push(socket);
+        }
+        threads.push(sockets);
+    }
+    let figures = match cli.shape.mode {
+        Mode::Many => many::run(threads, &cli.run.client_core.0, &cli.shape, cli.run.seconds)?,
+        _ => {
+            let socket = threads.pop().and_then(|mut sockets| sockets.pop());
+            client::run(
+                socket.context("no connection")?,
+                &cli.shape,
+                cli.run.seconds,
+            )?
+        }
+    };
     let status = child.0.wait()?;
     // A side that is cut off in the middle of an answer may say so.
     tracing::debug!(%status, "the other side ended");
@@ -216,9 +286,10 @@ fn print(cli: &Cli, figures: &Figures) -> Result<()> {
         );
     } else {
         println!(
-            "{:?} depth {} {}->{}: {:.0}/s mean {:.2} us p50 {:.2} p99 {:.2} p99.9 {:.2}",
+            "{:?} depth {} connections {} {}->{}: {:.0}/s mean {:.2} us p50 {:.2} p99 {:.2} p99.9 {:.2}",
             cli.shape.mode,
             cli.shape.depth,
+            cli.shape.connections,
             cli.shape.request,
             cli.shape.response,
             figures.per_second,
