@@ -157,6 +157,14 @@ impl TxBatch {
         &raw const self.msg
     }
 
+    /// What is not sent yet, if that is one segment.
+    pub(crate) fn only_segment(&self) -> Option<(*const u8, usize)> {
+        match self.iov[self.sent_segments..] {
+            [only] => Some((only.iov_base.cast(), only.iov_len)),
+            _ => None,
+        }
+    }
+
     /// The vector, for a vectored write.
     pub(crate) fn segments(&self) -> (*const libc::iovec, u32) {
         (self.iov.as_ptr(), self.iov.len() as u32)

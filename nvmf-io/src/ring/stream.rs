@@ -192,15 +192,22 @@ impl Ring {
         let Work::Send { file, batch, .. } = self.ops.get_mut(index).work() else {
             return;
         };
-        let file = *file;
-        let message = batch.as_mut().message();
+        let (file, batch) = (*file, batch.as_mut());
+        // A message and its vector are copied and checked by the kernel; one segment, as a command without data is, goes without.
+        let only = batch.only_segment();
+        let message = batch.message();
         let Ok(target) = self.files.target(file) else {
             return self.end(index, Errno::BADF);
         };
-        let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL) as u32;
-        let entry = entry!(target, |fd| opcode::SendMsg::new(fd, message)
-            .flags(flags)
-            .build());
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        let entry = match only {
+            Some((ptr, len)) => entry!(target, |fd| opcode::Send::new(fd, ptr, len as u32)
+                .flags(flags)
+                .build()),
+            None => entry!(target, |fd| opcode::SendMsg::new(fd, message)
+                .flags(flags as u32)
+                .build()),
+        };
         self.push(entry.user_data(self.ops.key(index)));
     }
 
