@@ -33,5 +33,6 @@ pub mod queue;
 pub(crate) mod rdma;
 pub mod request;
 pub(crate) mod requests;
+pub(crate) mod rotation;
 pub mod scan;
 pub mod shard;

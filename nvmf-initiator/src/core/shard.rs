@@ -34,6 +34,7 @@ use super::queue::{Data, Finished, IoQueue, Part};
 use super::rdma::Registrars;
 use super::request::{Done, IoError, Op, Request, command};
 use super::requests::Requests;
+use super::rotation::Rotation;
 use crate::tokens::TokenSpace;
 
 /// Queues that one shard can have: what the token space gives them.
@@ -82,7 +83,7 @@ struct ShardController {
     /// Indexes of its queues, those that are closing included.
     queues: Vec<usize>,
     /// Whose turn it is.
-    next: usize,
+    rotation: Rotation,
     /// Heads that have something to issue and wait for room.
     line: VecDeque<usize>,
     /// Who waits for the last queue to be closed.
@@ -105,7 +106,11 @@ pub struct Shard {
     past_counts: WorkCounts,
     /// Queues with something to send.
     dirty: Vec<usize>,
+    /// The queue that took the last command.
+    last_used: usize,
     finished: Vec<Finished>,
+    /// Times that what was submitted was sent.
+    flushes: u64,
     /// Parts that wait for their time.
     delayed: u32,
     /// The shard's clock, which stands still while nobody turns the shard: what waits unseen in a socket is not late.
@@ -130,7 +135,9 @@ impl Shard {
             rdma: Vec::new(),
             past_counts: WorkCounts::default(),
             dirty: Vec::new(),
+            last_used: 0,
             finished: Vec::new(),
+            flushes: 0,
             delayed: 0,
             now_ms: 0,
             ticked: Instant::now(),
@@ -270,6 +277,7 @@ impl Shard {
     /// Looks for answers that the ring does not bring, then sends what the turn made.
     pub fn flush(&mut self) {
         self.poll_rdma();
+        self.flushes += 1;
         let mut dirty = std::mem::take(&mut self.dirty);
         for index in dirty.drain(..) {
             let Some(queue) = &mut self.queues[index] else {
@@ -429,9 +437,12 @@ impl Shard {
     pub fn deadline(&self) -> Option<Instant> {
         const RETRY_GRANULARITY_MS: u32 = 10;
         let waits = |head: &NamespaceHead| head.state == HeadState::Live && !head.retry.is_empty();
+        // Of many queues few may have commands; the one used last most likely has.
+        let used_first = self.queues.get(self.last_used).into_iter();
+        let used_first = used_first.chain(&self.queues);
         let at_ms = if self.delayed > 0 && self.heads.iter().flatten().any(waits) {
             self.now_ms.wrapping_add(RETRY_GRANULARITY_MS)
-        } else if self.queues.iter().flatten().any(IoQueue::needs_time) {
+        } else if used_first.flatten().any(IoQueue::needs_time) {
             self.last_check_ms.wrapping_add(TIMEOUT_CHECK_MS)
         } else {
             return None;
@@ -506,6 +517,7 @@ impl Shard {
             _ => Data::None,
         };
         let sqe = command(open.op, head.info.nsid, slba, part.blocks);
+        self.last_used = index;
         let queue = self.queues[index].as_mut().expect("a queue with room");
         let taken = match open.op {
             Op::Discard => {
@@ -520,17 +532,16 @@ impl Shard {
     }
 
     fn queue_with_room(&mut self, key: ControllerKey) -> Option<usize> {
-        let controller = self.controllers.get_mut(&key)?;
-        let count = controller.queues.len();
-        for step in 0..count {
-            let at = (controller.next + step) % count;
-            let index = controller.queues[at];
-            if self.queues[index].as_ref().is_some_and(IoQueue::has_room) {
-                controller.next = at + 1;
-                return Some(index);
-            }
-        }
-        None
+        let ShardController {
+            queues, rotation, ..
+        } = self.controllers.get_mut(&key)?;
+        let has_room = |at: usize| {
+            self.queues[queues[at]]
+                .as_ref()
+                .is_some_and(IoQueue::has_room)
+        };
+        let at = rotation.pick(queues.len(), self.flushes, self.requests.open(), has_room)?;
+        Some(queues[at])
     }
 
     fn stand_in_line(&mut self, index: usize) {
