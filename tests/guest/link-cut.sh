@@ -275,7 +275,7 @@ idle_device_removed() {
   on compute device
   on compute over_other connect -t rdma -a $STORAGE -s 4420 --block none
   on compute over_other disconnect
-  on compute our_load
+  expect 'state' live "$(on compute our_state)"
   on compute our_detach
 }
 CHECK_TIMEOUT_S=120 check 'our initiator: an RDMA device removed that no association uses' idle_device_removed

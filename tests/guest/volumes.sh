@@ -21,7 +21,7 @@ OVER_RDMA=10.96.0.1
 storage() {
   modprobe ublk_drv || test -c /dev/ublk-control
   scratch_fs xfs 900M $STORE
-  ip link add dummy0 type dummy
+  [ -e /sys/class/net/dummy0 ] || ip link add dummy0 type dummy
   ip link set dummy0 up
   ip address add $OVER_RDMA/24 dev dummy0
   rdma link add rxe0 type rxe netdev dummy0
