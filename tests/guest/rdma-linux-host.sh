@@ -1,7 +1,7 @@
 #!/bin/bash
 # rdma-linux-host.sh: the Linux kernel's NVMe/RDMA host against nvmf-target over soft RoCE: discovery, identification, data, faults,
 # TCP beside it, and private data that is wrong.
-# soak guest: --uml --mem 1536 --timeout 1200
+# guest: --uml --mem 1536 --timeout 1200
 # guest: --qemu --cpus 2 --mem 2048 --timeout 1500
 # shellcheck source=../../tools/guest/lib.sh
 . "$GUEST_LIB"
