@@ -101,6 +101,7 @@ struct Port {
     data_digest: Option<bool>,
     duplicate_connect: Option<bool>,
     disable_sqflow: Option<bool>,
+    memory_windows: Option<bool>,
     discovery: Option<bool>,
     dhchap_key: Option<String>,
     dhchap_ctrl_key: Option<String>,
@@ -196,6 +197,7 @@ impl Port {
                 data_digest: self.data_digest.unwrap_or(false),
                 duplicate_connect: self.duplicate_connect.unwrap_or(false),
                 disable_sqflow: self.disable_sqflow.unwrap_or(defaults.disable_sqflow),
+                memory_windows: self.memory_windows.unwrap_or(defaults.memory_windows),
                 // libnvme writes -1 for "the system's default".
                 tos: match self.tos {
                     None | Some(-1) => None,
@@ -336,6 +338,11 @@ mod tests {
             rdma[0].target.address,
             Address::rdma("h", Transport::Rdma.io_port())
         );
+        assert!(!rdma[0].target.options.memory_windows);
+        let windows = port(r#""transport":"rdma","traddr":"h","memory_windows":true"#).unwrap();
+        assert!(windows[0].target.options.memory_windows);
+        let error = port(r#""transport":"tcp","traddr":"h","memory_windows":true"#).unwrap_err();
+        assert!(error.to_string().contains("memory_windows"), "{error}");
         let error = port(r#""transport":"rdma","traddr":"h","hdr_digest":true"#).unwrap_err();
         assert!(
             error

@@ -55,6 +55,11 @@ pub enum OptionError {
         /// What to do instead, as the end of the sentence.
         remedy: &'static str,
     },
+    /// The same the other way round.
+    #[error(
+        "option {0} belongs to NVMe/RDMA; leave it out over TCP, where the target has no access to memory"
+    )]
+    RdmaOnly(&'static str),
     /// I/O that is to fail after the controller is gone for good.
     #[error(
         "fast_io_fail_tmo {fast_io_fail_tmo_s} s is longer than ctrl_loss_tmo {ctrl_loss_tmo_s} s and could never act; \
@@ -93,6 +98,8 @@ pub struct ConnectOptions {
     /// Turn SQ flow control off where the controller agrees, so that a read needs no response
     /// capsule of its own. The host never has more commands open than the queue holds either way.
     pub disable_sqflow: bool,
+    /// RDMA: give the target no key to the buffers but that of a memory window over a command's own, for as long as the command is open.
+    pub memory_windows: bool,
     /// Type of service byte of the connections; `None` leaves the system's default.
     pub tos: Option<u8>,
     /// A command that has no answer after this many milliseconds is aborted; without an answer for as long again it ends the
@@ -115,6 +122,7 @@ impl Default for ConnectOptions {
             data_digest: false,
             duplicate_connect: false,
             disable_sqflow: true,
+            memory_windows: false,
             tos: None,
             io_timeout_ms: 30_000,
             connect_timeout_ms: 10_000,
@@ -215,6 +223,7 @@ impl ConnectOptions {
             "data_digest" => self.data_digest = switch(key, value)?,
             "duplicate_connect" => self.duplicate_connect = switch(key, value)?,
             "disable_sqflow" => self.disable_sqflow = switch(key, value)?,
+            "memory_windows" => self.memory_windows = switch(key, value)?,
             "tos" => self.tos = Some(number(key, value)?),
             "io_timeout_ms" => self.io_timeout_ms = number(key, value)?,
             "connect_timeout_ms" => self.connect_timeout_ms = number(key, value)?,
@@ -262,6 +271,9 @@ impl Target {
         check_nqn(&self.subnqn)?;
         self.options.validate()?;
         match self.address.transport {
+            Transport::Tcp if self.options.memory_windows => {
+                Err(OptionError::RdmaOnly("memory_windows"))
+            }
             Transport::Tcp => Ok(()),
             Transport::Rdma => self.validate_rdma(),
         }
@@ -393,6 +405,21 @@ mod tests {
             parse("nvme+tcp://h:1/"),
             OptionError::Address(AddressError::NoNqn)
         ));
+    }
+
+    #[test]
+    fn memory_windows_belong_to_rdma() {
+        let parse = |url: &str| url.parse::<NamespaceUrl>();
+        let windows = |url: &str| parse(url).unwrap().target.options.memory_windows;
+        assert!(windows("nvme+rdma://h/n?memory_windows=1"));
+        assert!(!windows("nvme+rdma://h/n?memory_windows=0"));
+        assert!(!windows("nvme+rdma://h/n"));
+        let error = parse("nvme+tcp://h/n?memory_windows").unwrap_err();
+        assert!(
+            matches!(error, OptionError::RdmaOnly("memory_windows")),
+            "{error}"
+        );
+        assert!(parse("nvme+tcp://h/n?memory_windows=0").is_ok());
     }
 
     #[test]

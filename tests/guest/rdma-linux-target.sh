@@ -20,6 +20,7 @@ WITHOUT_LIBRARY=(unshare -m bash -c 'for lib in /usr/lib/*/librdmacm.so.1; do mo
 refuse 'without rdma-core, -t rdma says what to install' 'rdma://.*librdmacm.*apt install librdmacm1 ibverbs-providers' \
   "${WITHOUT_LIBRARY[@]}" nvmf-initiator "${RUN[@]}" discover "${AT[@]}"
 refuse 'an address that no RDMA device reaches' 'rdma link show' nvmf-initiator "${RUN[@]}" discover "${AT[@]}"
+refuse 'memory windows belong to RDMA' 'memory_windows belongs to NVMe/RDMA' nvmf-initiator "${RUN[@]}" discover -t tcp -a 127.0.0.1 --memory-windows
 refuse 'digests belong to TCP' 'hdr_digest belongs to NVMe/TCP' nvmf-initiator "${RUN[@]}" discover "${AT[@]}" --hdr-digest
 
 SIZE=32M BENCH=16m LOAD=48M ROUNDS=10
@@ -82,6 +83,31 @@ counts() {
 check 'work requests, completions and registrations for I/O of 4 KiB' counts 4k
 check 'work requests, completions and registrations for I/O of 64 KiB' counts 64k
 
+# windows_counts URL BS INVALIDATIONS: one work request more for each I/O whose data are not in its capsule; INVALIDATIONS of ours: all
+# of those, or none.
+windows_counts() {
+  local json reads writes keyed binds
+  json=$(nvmf-bench --filename "$1&memory_windows=1" --rw randrw --bs "$2" --iodepth 16 --size $BENCH --quiet --output-format json)
+  jq -c '.jobs[0] | { reads: .read.total_ios, writes: .write.total_ios, total_err, rdma }' <<<"$json"
+  count() { jq ".jobs[0].$1" <<<"$json"; }
+  expect 'errors' 0 "$(count total_err)"
+  reads=$(count read.total_ios) writes=$(count write.total_ios) keyed=$reads
+  [ "$2" = 4k ] || keyed=$((reads + writes))
+  binds=$(count rdma.binds)
+  # Connect's data are in its capsule.
+  expect 'windows bound' "$keyed" "$binds"
+  expect 'SENDs' $((reads + writes + 1)) "$(count rdma.sends)"
+  expect 'invalidations of ours' $(($3 * keyed)) "$(count rdma.invalidations)"
+  expect 'work requests' $((reads + writes + 1 + keyed + $3 * keyed)) "$(count rdma.work_requests)"
+  expect 'signalled' "$(count rdma.posts)" "$(count rdma.signalled)"
+  [ "$(count rdma.registrations)" -le 4 ]
+}
+for size in 4k 64k; do
+  check "windows: the kernel target closes them; work requests for I/O of $size" windows_counts "$LINUX?nsid=1" $size 0
+done
+for size in 4k 64k 1m; do check "windows: the library verifies at $size" bench "$LINUX?nsid=1&memory_windows=1" $size 16; done
+check 'windows: a full queue, spinning' bench "$LINUX?nsid=1&memory_windows=1" 4k 127 --busy-poll 50
+
 # connect NQN [ARGS]: makes a ublk device for each namespace; their names are what `device NSID` says.
 connect() {
   nvmf-initiator "${RUN[@]}" connect "${AT[@]}" -n "$1" --block ublk -c 1 "${@:2}"
@@ -90,10 +116,12 @@ connect() {
 }
 device() { jq -r ".controllers[].namespaces[] | select(.nsid == $1).device" "$SUITE_TMP/list"; }
 attach() {
-  connect $NQN -i 4
+  connect $NQN -i 4 "$@"
   local nsid
   for nsid in 1 2; do wait_until 10 test -b "$(device $nsid)"; done
 }
+domains() { rdma resource show | grep -o ' pd [0-9]*' | cut -d ' ' -f 3; }
+DOMAINS=$(domains) # of the kernel's target
 check 'ublk: connect, four queues' attach
 identify() {
   nvmf-initiator "${RUN[@]}" id-ctrl "$(device 1)" | tee /dev/stderr | grep -qi linux
@@ -163,6 +191,16 @@ detach() {
   expect 'controllers' 0 "$(nvmf-initiator "${RUN[@]}" list -o json | jq '.controllers | length')"
 }
 check 'ublk: disconnect' detach $NQN
+
+# The same device over windows; the daemon goes on after it, so that what it left on the device would be seen.
+check 'windows: ublk, four queues' attach --memory-windows
+for size in 4k 64k; do check "windows, ublk: fio verifies at $size" verify 1 $size; done
+check 'windows, ublk: the target is disabled and enabled again under fio verify' under_load cut
+check 'windows, ublk: kill -9 of the daemon under fio verify' under_load murder
+check 'windows, ublk: disconnect' detach $NQN
+# The kernel counts no windows, but it frees no domain (pd) that has one.
+no_domains() { rdma resource show | tee /dev/stderr | grep -q "pd $DOMAINS "; }
+check 'windows: none is left on the device' wait_until 20 no_domains
 away() {
   nvmet_clear
   wait_until 40 clean
@@ -190,6 +228,39 @@ TOML
 prepare 'our target, on both transports' configure
 check 'discover over RDMA finds it' nvmf-initiator "${RUN[@]}" discover "${AT[@]}"
 for size in 4k 64k 1m; do check "library, ours against ours, $size" bench "nvme+rdma://$HERE/$OURS?nsid=1" $size 16; done
+for size in 4k 64k 1m; do check "windows, ours against ours, $size" bench "nvme+rdma://$HERE/$OURS?nsid=1&memory_windows=1" $size 16; done
+for size in 4k 64k; do
+  check "windows, ours against ours: work requests for I/O of $size" windows_counts "nvme+rdma://$HERE/$OURS?nsid=1" $size 0
+done
+# between FAULT: a target that does not do, or undoes, what a host relies on; ours is behind it.
+BETWEEN="nvme+rdma://$HERE:4422/$OURS?nsid=1&queue_size=32"
+between() {
+  start between rdma-peer between $HERE:4422 $HERE:4420 "$1"
+  wait_until 20 grep -q listening "$SUITE_OUT/between.log"
+}
+keeps() {
+  between keep
+  windows_counts "$BETWEEN" 64k 1
+  bench "$BETWEEN&memory_windows=1" 64k 16
+  stop between KILL
+}
+check 'windows: a target that closes none: this host does, before a command ends' keeps
+# misuse FAULT DEPTH SAID [HEARD]: reads, and writes in capsules, until the peer has done it and SAID so, and on over a new association, of whose
+# reason the host says HEARD.
+misuse() {
+  between "$1"
+  nvmf-bench --filename "$BETWEEN&memory_windows=1&reconnect_delay=1" --rw randrw --bs 4k --iodepth "$2" --size $BENCH --quiet \
+    --output-format json 2>"$SUITE_TMP/heard" | jq -e '.jobs[0].total_err == 0'
+  cat "$SUITE_OUT/between.log" "$SUITE_TMP/heard"
+  grep -q "$3" "$SUITE_OUT/between.log"
+  grep -q "${4:-}" "$SUITE_TMP/heard"
+  stop between KILL
+}
+DEAD='WRITE with the key of a command that ended is refused: remote access'
+check 'windows: a key that this host closed is dead when its command ends' misuse keep-and-use 1 "$DEAD"
+check 'windows: a key that the target closed is dead when its command ends' misuse use 1 "$DEAD"
+check "windows: an answer that closes another command's window" misuse steal 16 'makes another key invalid' 'invalidated key .* which it was not asked to'
+check 'windows: an answer that comes again before its window is closed' misuse twice 16 'comes twice' 'which is not open'
 ours() {
   # All that discovery finds over RDMA.
   nvmf-initiator "${RUN[@]}" connect-all "${AT[@]}" --block ublk -c 1

@@ -11,6 +11,7 @@ device() {
   rdma link add rxe0 type rxe netdev dummy0
 }
 check 'an RDMA device in software' device
-check 'every kind of work request, private data, refusal, a wrong key' rdma-peer verbs 10.96.0.1:4420
+work() { rdma-peer verbs 10.96.0.1:4420 | tee "$SUITE_TMP/log"; }
+check 'every kind of work request, private data, refusal, a wrong key, memory windows' work
 nothing_left() { rdma resource show | tee /dev/stderr | grep -q 'qp 1 cm_id 0 mr 0 ctx 0'; }
 check 'nothing is left on the device' nothing_left # qp 1 is the device's own

@@ -188,6 +188,14 @@ impl HostConn {
         !self.out.is_empty()
     }
 
+    /// The command that a message of `bytes`, which begins with `header`, would complete, if it is a response to one that was sent and is
+    /// open: for drivers that have to do something before they let [`HostConn::receive`] complete it.
+    #[inline]
+    pub fn responds_to(&self, header: &[u8], bytes: u32) -> Option<SlotId> {
+        let (cqe, _) = Cqe::read_from_prefix(header).ok()?;
+        (bytes >= RESPONSE_BYTES).then(|| self.queue.find(cqe.cid()))?
+    }
+
     /// A message of `bytes` arrived, which begins with `header` and made the key `invalidated` invalid. After an error the connection is
     /// over.
     #[inline]

@@ -178,6 +178,10 @@ pub struct AssociationArgs {
     /// Leave SQ flow control on.
     #[arg(long, conflicts_with = "disable_sqflow")]
     pub enable_sqflow: bool,
+    /// RDMA: open a memory window over each command's buffer for as long as the command is open, instead of giving the target a key to
+    /// all buffers.
+    #[arg(long)]
+    pub memory_windows: bool,
     /// A command without an answer for this many milliseconds ends the association [default: 30000].
     #[arg(long, value_name = "MS")]
     pub io_timeout_ms: Option<u32>,
@@ -197,6 +201,7 @@ impl AssociationArgs {
             hdr_digest: self.hdr_digest || base.hdr_digest,
             data_digest: self.data_digest || base.data_digest,
             duplicate_connect: self.duplicate_connect || base.duplicate_connect,
+            memory_windows: self.memory_windows || base.memory_windows,
             disable_sqflow: self.disable_sqflow || (base.disable_sqflow && !self.enable_sqflow),
             io_timeout_ms: self.io_timeout_ms.unwrap_or(base.io_timeout_ms),
             connect_timeout_ms: base.connect_timeout_ms,
@@ -454,6 +459,11 @@ mod tests {
             error.contains("hdr_digest") && error.contains("over RDMA"),
             "{error}"
         );
+        assert!(!rdma.options.memory_windows);
+        let windows = connect("-t rdma -a h -n n --memory-windows").unwrap();
+        assert!(windows.options.memory_windows);
+        let error = connect("-a h -n n --memory-windows").unwrap_err();
+        assert!(matches!(error, OptionError::RdmaOnly(_)), "{error}");
         let error = connect("-t fc -a h -n n").unwrap_err().to_string();
         assert!(error.contains("tcp and rdma"), "{error}");
         assert!(matches!(

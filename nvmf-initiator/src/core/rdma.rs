@@ -4,14 +4,19 @@
 //! A link is made on the control thread, sends Connect there and is either kept, for an admin queue, or given to a shard with
 //! nothing posted on it. Data never pass through it: the target reads from and writes to the buffers that a command names, which
 //! are those of the thread's pools. A pool's memory is registered once, with a key that the target may use as long as the queue pair
-//! stands.
+//! stands. With memory windows the registration gives no access: a window is bound over just the memory of a command, right before the
+//! command is sent, for the access that it needs and under a key of its own. The target's answer makes that key invalid, or we do before the
+//! command counts as answered.
 //!
 //! Invariants:
 //! - once a link serves there is a receive for every command that can be open, so that the target always finds one;
 //! - a buffer is lent to the target until its command is answered, or until the queue pair is destroyed;
+//! - with windows no command is answered before its window is closed, and its slot, with the window, is free only then;
+//! - there is room for the invalidation of each window that is bound: [`Windows::bound`];
 //! - data in a capsule are the device's until the SEND that carries them is done, which the answer may overtake: [`Answer::after`].
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -23,28 +28,43 @@ use nvme_proto::violation::Violation;
 use nvme_proto::wire::{Cqe, Sqe};
 use nvmf_io::Buf;
 use nvmf_io::verbs::{
-    Done, Lent, ProtectionDomain, QueuePair, QueueSizes, Registrar, RemoteAccess, Segment,
-    SendWork, VerbsError, WorkCounts,
+    Done, HEADER_BYTES, Lent, ProtectionDomain, QueuePair, QueueSizes, Registrar, RemoteAccess,
+    Segment, SendWork, VerbsError, WorkCounts,
 };
 use zerocopy::IntoBytes;
 
 /// Completions taken between two looks at how many more there may be.
 const POLL_LIMIT: usize = 256;
 
-/// Work requests of a queue of so many entries: a SEND and a receive for each.
-pub(crate) fn queue_sizes(entries: u16) -> QueueSizes {
+/// Work requests for each entry of a queue beside its receive: a SEND; with windows a binding and an invalidation too.
+fn sends_per_entry(windows: bool) -> u32 {
+    if windows { 3 } else { 1 }
+}
+
+/// Work requests of a queue of so many entries, and a window for each command that can be open, where windows are asked for.
+pub(crate) fn queue_sizes(entries: u16, windows: bool) -> QueueSizes {
     QueueSizes {
-        sends: entries.into(),
+        sends: u32::from(entries) * sends_per_entry(windows),
         receives: entries.into(),
+        windows: if windows { u32::from(entries) - 1 } else { 0 },
     }
 }
 
 /// Most entries of a queue that a device has room for.
-pub(crate) fn most_entries(domain: &ProtectionDomain) -> u16 {
+pub(crate) fn most_entries(domain: &ProtectionDomain, windows: bool) -> u16 {
     let limits = domain.limits();
+    let sends = sends_per_entry(windows);
     // Sends and receives share a completion queue.
-    let most = limits.work_requests.min(limits.completions / 2);
+    let most = (limits.work_requests / sends).min(limits.completions / (sends + 1));
     u16::try_from(most).unwrap_or(u16::MAX)
+}
+
+/// What pools are registered for.
+pub(crate) fn access(windows: bool) -> RemoteAccess {
+    match windows {
+        true => RemoteAccess::Windows,
+        false => RemoteAccess::ReadWrite,
+    }
 }
 
 /// Registers the pools of one thread with one device. Shared by the device's queues on the thread, and gone with the last of them: a
@@ -56,14 +76,14 @@ pub(crate) type SharedRegistrar = Rc<RefCell<Registrar>>;
 pub(crate) struct Registrars(Vec<Weak<RefCell<Registrar>>>);
 
 impl Registrars {
-    /// The one for a device.
-    pub fn of(&mut self, domain: &Arc<ProtectionDomain>) -> SharedRegistrar {
+    /// The one for a device's domain, whose queue pairs all use windows or all do not.
+    pub fn of(&mut self, domain: &Arc<ProtectionDomain>, windows: bool) -> SharedRegistrar {
         self.0.retain(|registrar| registrar.strong_count() > 0);
         let known = |registrar: &SharedRegistrar| Arc::ptr_eq(registrar.borrow().domain(), domain);
         if let Some(registrar) = self.0.iter().filter_map(Weak::upgrade).find(known) {
             return registrar;
         }
-        let registrar = Registrar::new(Arc::clone(domain), RemoteAccess::ReadWrite);
+        let registrar = Registrar::new(Arc::clone(domain), access(windows));
         let registrar = Rc::new(RefCell::new(registrar));
         self.0.push(Rc::downgrade(&registrar));
         registrar
@@ -130,6 +150,89 @@ struct SlotMemory {
     capsule: Option<Segment>,
     /// Number of the SEND that took data along; 0 where there were none.
     sent_as: u64,
+    window: Window,
+}
+
+/// The window of a slot.
+#[derive(Clone, Copy, Default)]
+enum Window {
+    #[default]
+    Closed,
+    /// Bound under this key.
+    Bound(u32),
+    /// The command was answered, and the invalidation is posted.
+    Closing,
+}
+
+/// The windows of a link, one for each slot.
+struct Windows {
+    /// Those that are bound, whose commands are not answered.
+    bound: usize,
+    /// Answers whose windows are being closed, in the order of the invalidations.
+    closing: VecDeque<Unclosed>,
+}
+
+/// An answer that left its command's window open.
+struct Unclosed {
+    /// Number of the invalidation.
+    closed_by: u64,
+    header: [u8; HEADER_BYTES],
+    bytes: u32,
+}
+
+impl Windows {
+    /// A message arrived. If it answers a command and left the command's window open, has that closed, keeps the message until then, and
+    /// returns true.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the link's parts, and a message's"
+    )]
+    fn answered(
+        &mut self,
+        qp: &mut QueuePair,
+        conn: &HostConn,
+        slots: &mut [SlotMemory],
+        sent: &mut u64,
+        header: &[u8; HEADER_BYTES],
+        bytes: u32,
+        invalidated: Option<u32>,
+    ) -> Result<bool, LinkFailure> {
+        let Some(slot) = conn.responds_to(header, bytes) else {
+            return Ok(false);
+        };
+        let place = &mut slots[slot.index()];
+        match place.window {
+            Window::Closed => Ok(false),
+            // One answer was taken already.
+            Window::Closing => {
+                let cid = conn.command(slot).cid();
+                Err(LinkFailure::Violation(Violation::ResponseCid(cid)))
+            }
+            Window::Bound(key) => {
+                self.bound -= 1;
+                if invalidated.is_some() {
+                    // That it was this key is for the protocol's state to see.
+                    return Ok(false);
+                }
+                place.window = Window::Closing;
+                *sent += 1;
+                let staged = qp.stage(SendWork::Invalidate { key }, *sent, false);
+                staged.expect("room was left for it");
+                self.closing.push_back(Unclosed {
+                    closed_by: *sent,
+                    header: *header,
+                    bytes,
+                });
+                Ok(true)
+            }
+        }
+    }
+
+    /// The next answer whose window is closed, now that all work requests up to `acknowledged` are done.
+    fn closed(&mut self, acknowledged: u64) -> Option<Unclosed> {
+        let first = self.closing.front()?;
+        (first.closed_by <= acknowledged).then(|| self.closing.pop_front())?
+    }
 }
 
 /// See the module's text.
@@ -139,7 +242,9 @@ pub(crate) struct HostLink {
     conn: HostConn,
     registrar: SharedRegistrar,
     slots: Box<[SlotMemory]>,
-    /// SENDs staged so far, and the number of the last that is known to be done.
+    /// `None`: the registrations' keys are what commands name.
+    windows: Option<Windows>,
+    /// Work requests staged so far, and the number of the last that is known to be done.
     sent: u64,
     acknowledged: u64,
     /// A receive that was used is posted again.
@@ -148,10 +253,16 @@ pub(crate) struct HostLink {
 }
 
 impl HostLink {
-    /// A link on a queue pair whose connection stands, without receives beyond those that are posted: as many commands may be sent.
+    /// A link on a queue pair whose connection stands, without receives beyond those that are posted: as many commands may be sent. If
+    /// the queue pair has memory windows, commands name their keys.
     pub fn new(qp: QueuePair, conn: HostConn, registrar: SharedRegistrar) -> Self {
         let slots = std::iter::repeat_with(SlotMemory::default).take(conn.capacity());
+        let windows = (qp.windows() > 0).then(|| Windows {
+            bound: 0,
+            closing: VecDeque::with_capacity(conn.capacity()),
+        });
         HostLink {
+            windows,
             qp,
             slots: slots.collect(),
             conn,
@@ -224,12 +335,10 @@ impl HostLink {
                 Transfer::ToHost(bytes)
             }
         };
-        let remote = place.lent.as_ref().map(Lent::remote);
-        let memory = remote.map(|remote| LocalMemory {
-            address: remote.address,
-            key: remote.key,
-            invalidate: false,
-        });
+        let memory = match &place.lent {
+            None => None,
+            Some(lent) => Some(self.named(lent)?),
+        };
         match self.conn.submit(sqe, transfer, memory) {
             Ok(slot) => {
                 self.slots[slot.index()] = place;
@@ -240,15 +349,56 @@ impl HostLink {
         }
     }
 
+    /// How the next command names the memory that it is lent.
+    fn named(&self, lent: &Lent) -> Result<LocalMemory, NotTaken> {
+        let remote = lent.remote();
+        let mut memory = LocalMemory {
+            address: remote.address,
+            key: remote.key,
+            invalidate: false,
+        };
+        if self.windows.is_some() {
+            if lent.bindable().is_none() {
+                let why = "no memory window can be opened over a buffer that must not be written";
+                return Err(NotTaken::Failed(LinkFailure::Broken(why.to_owned())));
+            }
+            let slot = self.conn.next_slot().ok_or(NotTaken::Full)?;
+            memory.key = self.qp.window_key(slot.index());
+            // As Linux's host does, whatever the controller says of itself: one that cannot leaves it to us.
+            memory.invalidate = true;
+        }
+        Ok(memory)
+    }
+
+    /// Work requests that have to fit before another command is sent: its own, and the invalidations that may come before it.
+    fn room_for_command(&self) -> usize {
+        match &self.windows {
+            None => 1,
+            Some(windows) => windows.bound + 3,
+        }
+    }
+
     /// Posts what there is to send, as far as there is room, with one call of which the last work request is signalled.
     pub fn post(&mut self) -> Result<(), VerbsError> {
         if self.closing {
             return Ok(());
         }
-        while self.qp.send_room() > 0
+        while self.qp.send_room() >= self.room_for_command()
             && let Some(work) = self.conn.poll_work()
         {
             let place = &mut self.slots[work.slot.index()];
+            if let Some(windows) = &mut self.windows
+                && let Some(lent) = &place.lent
+            {
+                let window = work.slot.index();
+                place.window = Window::Bound(self.qp.window_key(window));
+                windows.bound += 1;
+                self.sent += 1;
+                let to = lent.bindable().expect("seen when it was submitted");
+                let bind = SendWork::Bind { window, to };
+                let staged = self.qp.stage(bind, self.sent, false);
+                staged.expect("asked for room");
+            }
             self.sent += 1;
             let data = place.capsule.take();
             place.sent_as = if data.is_some() { self.sent } else { 0 };
@@ -270,12 +420,32 @@ impl HostLink {
             qp,
             conn,
             slots,
+            windows,
+            sent,
             acknowledged,
             serving,
             closing,
             ..
         } = self;
         let mut failure = None;
+        let mut answer = |conn: &mut HostConn,
+                          slots: &mut [SlotMemory],
+                          header: &[u8],
+                          bytes: u32,
+                          invalidated: Option<u32>|
+         -> Result<(), LinkFailure> {
+            let completed = conn.receive(header, bytes, invalidated);
+            let completed = completed.map_err(LinkFailure::Violation)?;
+            let place = &mut slots[completed.slot.index()];
+            place.lent = None;
+            place.window = Window::Closed;
+            answered(Answer {
+                slot: completed.slot,
+                cqe: completed.cqe,
+                after: place.sent_as,
+            });
+            Ok(())
+        };
         let mut more = true;
         while more {
             more = qp.poll(POLL_LIMIT, |qp, done| match done {
@@ -285,22 +455,32 @@ impl HostLink {
                     bytes,
                     invalidated,
                     ..
-                } => match conn.receive(&header, bytes, invalidated) {
-                    Ok(completed) => {
-                        let place = &mut slots[completed.slot.index()];
-                        place.lent = None;
-                        answered(Answer {
-                            slot: completed.slot,
-                            cqe: completed.cqe,
-                            after: place.sent_as,
-                        });
-                        if *serving && let Err(error) = qp.receive(None) {
-                            failure = Some(error.into());
+                } => {
+                    let open = match windows {
+                        Some(windows) => {
+                            windows.answered(qp, conn, slots, sent, &header, bytes, invalidated)
                         }
+                        None => Ok(false),
+                    };
+                    let taken = open.and_then(|open| match open {
+                        true => Ok(()),
+                        false => answer(conn, slots, &header, bytes, invalidated),
+                    });
+                    let ready = taken.and_then(|()| match *serving {
+                        true => Ok(qp.receive(None)?),
+                        false => Ok(()),
+                    });
+                    failure = ready.err();
+                }
+                Done::Sent { token } => {
+                    *acknowledged = token;
+                    while let Some(Unclosed { header, bytes, .. }) =
+                        windows.as_mut().and_then(|windows| windows.closed(token))
+                        && failure.is_none()
+                    {
+                        failure = answer(conn, slots, &header, bytes, None).err();
                     }
-                    Err(violation) => failure = Some(LinkFailure::Violation(violation)),
-                },
-                Done::Sent { token } => *acknowledged = token,
+                }
                 Done::Failed { status, .. } => {
                     failure.get_or_insert_with(|| match status.is_flushed() {
                         true => LinkFailure::Flushed,
@@ -308,6 +488,10 @@ impl HostLink {
                     });
                 }
             })?;
+            // Invalidations that answers made necessary.
+            if windows.is_some() && !*closing {
+                qp.post()?;
+            }
         }
         match failure {
             Some(failure) if !self.closing => Err(failure),

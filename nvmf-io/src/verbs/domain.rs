@@ -27,8 +27,8 @@ pub struct DeviceLimits {
     pub reads: u8,
     /// Longest registration, in bytes.
     pub region_bytes: u64,
-    /// Whether it has memory windows of type 2.
-    pub memory_windows: bool,
+    /// Most memory windows; 0 where it has none of type 2.
+    pub memory_windows: u32,
     /// Whether SEND can invalidate a key of the peer.
     pub send_with_invalidate: bool,
 }
@@ -176,7 +176,10 @@ fn query(library: &Library, context: NonNull<IbvContext>) -> Result<DeviceLimits
         read_responses: depth(attr.max_qp_rd_atom),
         reads: depth(attr.max_qp_init_rd_atom),
         region_bytes: attr.max_mr_size,
-        memory_windows: has(IBV_DEVICE_MEM_WINDOW_TYPE_2A | IBV_DEVICE_MEM_WINDOW_TYPE_2B),
+        memory_windows: match has(IBV_DEVICE_MEM_WINDOW_TYPE_2A | IBV_DEVICE_MEM_WINDOW_TYPE_2B) {
+            true => count(attr.max_mw),
+            false => 0,
+        },
         send_with_invalidate: has(IBV_DEVICE_MEM_MGT_EXTENSIONS),
     })
 }

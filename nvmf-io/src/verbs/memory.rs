@@ -2,6 +2,7 @@
 //!
 //! Buffers of a [`BufPool`](crate::BufPool) are carved from chunks of 2 MiB; a [`Registrar`] registers a chunk when a buffer of it is
 //! first used and keeps that until it is dropped. So no command costs a registration, and the number of regions is bounded by the pool.
+//! Where peers reach memory through windows only, the registration gives them nothing: see [`RemoteAccess::Windows`].
 
 use std::ffi::c_int;
 use std::fmt;
@@ -21,10 +22,14 @@ use crate::sys::mmap::Mapping;
 pub(super) struct Region {
     domain: Arc<ProtectionDomain>,
     raw: NonNull<IbvMr>,
+    /// Whether windows may be opened over it.
+    takes_windows: bool,
 }
 
 // SAFETY: registrations may be used and ended from any thread.
 unsafe impl Send for Region {}
+// SAFETY: nothing of it changes; what the library keeps behind the pointer it guards itself.
+unsafe impl Sync for Region {}
 
 impl Region {
     /// Registers a mapping, which must be kept until the region is dropped.
@@ -46,7 +51,12 @@ impl Region {
         Ok(Self {
             domain: Arc::clone(domain),
             raw,
+            takes_windows: access & IBV_ACCESS_MW_BIND != 0,
         })
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut IbvMr {
+        self.raw.as_ptr()
     }
 
     pub(super) fn local_key(&self) -> u32 {
@@ -106,8 +116,8 @@ pub struct Registrar {
 #[derive(Debug)]
 struct Chunk {
     base: usize,
-    // Before the mapping: dropped first.
-    region: Region,
+    // Before the mapping: dropped first, but for a window that is still over it; the device keeps the pages that it knows.
+    region: Arc<Region>,
     _mapping: Arc<Mapping>,
 }
 
@@ -118,7 +128,8 @@ pub struct Segment {
     pub(super) range: Range<u32>,
     pub(super) local_key: u32,
     pub(super) remote_key: u32,
-    pub(super) region: NonNull<IbvMr>,
+    /// Where windows can be opened over it.
+    region: Option<Arc<Region>>,
 }
 
 impl Segment {
@@ -146,7 +157,9 @@ impl Segment {
     pub fn lend(self) -> Lent {
         Lent {
             remote: self.remote(),
-            _held: LentTo::Reader { _buf: self.buf },
+            bytes: self.len(),
+            region: self.region,
+            held: LentTo::Reader { _buf: self.buf },
         }
     }
 
@@ -155,7 +168,9 @@ impl Segment {
         let held = KernelWrite::new(&self.buf)?;
         Some(Lent {
             remote: self.remote(),
-            _held: LentTo::Writer { _buf: held },
+            bytes: self.len(),
+            region: self.region,
+            held: LentTo::Writer { _buf: held },
         })
     }
 
@@ -167,12 +182,15 @@ impl Segment {
     }
 }
 
-/// Memory that a peer uses with the key that it was told. Keep it until the peer says that it is done, or until the queue pair through
-/// which the peer reaches it is destroyed; meanwhile the buffer is not used for anything else, nor read where the peer writes.
+/// Memory that a peer uses with the key that it was told. Keep it until the peer says that it is done (through a window: until the device
+/// says that the window is closed), or until the queue pair through which the peer reaches it is destroyed; meanwhile the buffer is not
+/// used for anything else, nor read where the peer writes.
 #[must_use = "the memory is free for other uses once this is dropped"]
 pub struct Lent {
     remote: Remote,
-    _held: LentTo,
+    bytes: u32,
+    region: Option<Arc<Region>>,
+    held: LentTo,
 }
 
 enum LentTo {
@@ -185,6 +203,29 @@ impl Lent {
     pub fn remote(&self) -> Remote {
         self.remote
     }
+
+    /// As a window is opened over it: exactly these bytes, to read or to write as it was lent. `None` where that is not possible: it is not
+    /// registered for [`RemoteAccess::Windows`], or must not be written, which rules windows out even for reading.
+    pub fn bindable(&self) -> Option<Bindable<'_>> {
+        Some(Bindable {
+            region: self.region.as_ref()?,
+            address: self.remote.address,
+            bytes: self.bytes,
+            access: match self.held {
+                LentTo::Reader { .. } => IBV_ACCESS_REMOTE_READ,
+                LentTo::Writer { .. } => IBV_ACCESS_REMOTE_WRITE,
+            },
+        })
+    }
+}
+
+/// Lent memory that a window can be opened over: see [`Lent::bindable`].
+#[derive(Debug)]
+pub struct Bindable<'a> {
+    pub(super) region: &'a Arc<Region>,
+    pub(super) address: u64,
+    pub(super) bytes: u32,
+    pub(super) access: c_int,
 }
 
 impl fmt::Debug for Lent {
@@ -239,7 +280,7 @@ impl Registrar {
             range,
             local_key: region.local_key(),
             remote_key: region.remote_key(),
-            region: region.raw,
+            region: region.takes_windows.then(|| Arc::clone(region)),
         })
     }
 
@@ -249,6 +290,7 @@ impl Registrar {
         self.chunks
             .retain(|chunk| Arc::strong_count(&chunk._mapping) > 1);
         let (mapping, read_only) = buf.mapping();
+        // The kernel takes memory for windows only where it could be written.
         let access = match (read_only, self.access) {
             (false, access) => access.bits(),
             (true, RemoteAccess::ReadWrite) => IBV_ACCESS_REMOTE_READ,
@@ -261,7 +303,7 @@ impl Registrar {
             at,
             Chunk {
                 base,
-                region,
+                region: Arc::new(region),
                 _mapping: mapping,
             },
         );
@@ -272,66 +314,5 @@ impl Registrar {
 impl Chunk {
     fn covers(&self, address: usize) -> bool {
         address - self.base < self._mapping.len()
-    }
-}
-
-/// A memory window of type 2: a key for a range of registered memory that is made by a work request and ended by another one, or by
-/// the peer's SEND.
-#[derive(Debug)]
-pub struct MemoryWindow {
-    domain: Arc<ProtectionDomain>,
-    raw: NonNull<IbvMw>,
-    key: u32,
-}
-
-impl MemoryWindow {
-    /// A window that is not bound.
-    pub fn new(domain: &Arc<ProtectionDomain>) -> Result<Self, VerbsError> {
-        let lack = || VerbsError::Device {
-            device: domain.device_name().to_owned(),
-            lack: "has no memory windows of type 2".into(),
-        };
-        if !domain.limits().memory_windows {
-            return Err(lack());
-        }
-        let alloc = domain.ops().alloc_mw.ok_or_else(lack)?;
-        // SAFETY: the domain is alive.
-        let raw = unsafe { alloc(domain.as_ptr(), IBV_MW_TYPE_2) };
-        let raw = NonNull::new(raw).ok_or_else(|| VerbsError::last("ibv_alloc_mw"))?;
-        Ok(Self {
-            domain: Arc::clone(domain),
-            raw,
-            // SAFETY: the window was just made.
-            key: unsafe { raw.as_ref().rkey },
-        })
-    }
-
-    /// The key of the last binding.
-    pub fn remote_key(&self) -> u32 {
-        self.key
-    }
-
-    pub(super) fn as_ptr(&self) -> *mut IbvMw {
-        self.raw.as_ptr()
-    }
-
-    /// The key of the next binding: the low byte counts bindings, so that an old key does not open a new one.
-    pub(super) fn next_key(&mut self) -> u32 {
-        self.key = self.key & 0xffff_ff00 | u32::from((self.key as u8).wrapping_add(1));
-        self.key
-    }
-}
-
-impl Drop for MemoryWindow {
-    fn drop(&mut self) {
-        let Some(dealloc) = self.domain.ops().dealloc_mw else {
-            return;
-        };
-        // SAFETY: the window is ours and ended once.
-        let result = unsafe { dealloc(self.raw.as_ptr()) };
-        if result != 0 {
-            let error = VerbsError::returned("ibv_dealloc_mw", result);
-            tracing::error!(device = self.domain.device_name(), %error, "a memory window is left behind");
-        }
     }
 }

@@ -7,7 +7,8 @@
 //! | `cm` | [`EventChannel`], [`CmId`]: listening, connecting, accepting, private data |
 //! | `devices` | the devices that this process has open, and closing those that are removed |
 //! | `domain` | [`ProtectionDomain`]: a device, its limits |
-//! | `memory` | [`Registrar`]: buffers of a pool registered with a device; [`MemoryWindow`] |
+//! | `memory` | [`Registrar`]: buffers of a pool registered with a device |
+//! | `window` | memory windows: a key for one buffer, from one work request to another |
 //! | `completion` | [`CompletionQueue`] and the descriptor that wakes who waits for it |
 //! | `queue_pair` | [`QueuePair`]: receives, SEND, READ, WRITE, invalidation, windows |
 //!
@@ -24,13 +25,14 @@ mod domain;
 mod library;
 mod memory;
 mod queue_pair;
+mod window;
 
 pub use cm::{CmEvent, CmEventKind, CmId, ConnectParams, EventChannel, IdKey};
 pub use completion::CompletionQueue;
 pub use devices::close_removed;
 pub use domain::{DeviceLimits, ProtectionDomain};
 pub use library::{VerbsError, available};
-pub use memory::{Lent, MemoryWindow, Registrar, RemoteAccess, Segment};
+pub use memory::{Bindable, Lent, Registrar, RemoteAccess, Segment};
 pub use queue_pair::{
     Done, HEADER_BYTES, IdleQueuePair, NoRoom, QueuePair, QueueSizes, Remote, SendWork, WorkCounts,
     WorkStatus,

@@ -23,7 +23,8 @@ use super::cm::CmId;
 use super::completion::CompletionQueue;
 use super::domain::ProtectionDomain;
 use super::library::{VerbsError, library};
-use super::memory::{MemoryWindow, Region, Segment};
+use super::memory::{Bindable, Region, Segment};
+use super::window::Windows;
 use crate::buf::{Buf, KernelWrite};
 use crate::sys::mmap::{Access, Mapping};
 
@@ -46,6 +47,8 @@ pub struct QueueSizes {
     pub sends: u32,
     /// Receives.
     pub receives: u32,
+    /// Memory windows, for hosts that give their peer nothing else; 0 where none are used.
+    pub windows: u32,
 }
 
 /// Memory of the peer.
@@ -90,12 +93,13 @@ pub enum SendWork<'a> {
         /// The key.
         key: u32,
     },
-    /// Give the peer access to memory through a window, whose key is [`MemoryWindow::remote_key`] from now on.
+    /// Give the peer access to memory through a window, under the key that [`QueuePair::window_key`] told before. Keep the memory lent
+    /// until the device says that this key is invalid.
     Bind {
-        /// The window, not bound.
-        window: &'a mut MemoryWindow,
-        /// The memory, registered for windows.
-        to: Segment,
+        /// The window, not bound: its number, below [`QueuePair::windows`].
+        window: usize,
+        /// The memory.
+        to: Bindable<'a>,
     },
 }
 
@@ -160,7 +164,11 @@ pub struct WorkCounts {
     pub reads: u64,
     /// WRITEs.
     pub writes: u64,
-    /// Other work requests: probes, bindings and invalidations.
+    /// Memory windows bound.
+    pub binds: u64,
+    /// Keys of our own made invalid by us.
+    pub invalidations: u64,
+    /// Other work requests: probes.
     pub others: u64,
     /// Calls that posted all of these but receives.
     pub posts: u64,
@@ -179,7 +187,7 @@ pub struct WorkCounts {
 impl WorkCounts {
     /// Work requests that were posted, without receives.
     pub fn work_requests(&self) -> u64 {
-        self.sends + self.reads + self.writes + self.others
+        self.sends + self.reads + self.writes + self.binds + self.invalidations + self.others
     }
 }
 
@@ -189,6 +197,8 @@ impl std::ops::AddAssign for WorkCounts {
         self.sends += other.sends;
         self.reads += other.reads;
         self.writes += other.writes;
+        self.binds += other.binds;
+        self.invalidations += other.invalidations;
         self.others += other.others;
         self.posts += other.posts;
         self.signalled += other.signalled;
@@ -229,6 +239,7 @@ struct Core {
     id: ManuallyDrop<CmId>,
     queue: ManuallyDrop<CompletionQueue>,
     domain: Arc<ProtectionDomain>,
+    windows: ManuallyDrop<Windows>,
     sizes: QueueSizes,
     max_inline_bytes: u32,
     /// Header slots: first those of sends, then those of receives.
@@ -257,10 +268,11 @@ impl IdleQueuePair {
         sizes: QueueSizes,
     ) -> Result<Self, (CmId, VerbsError)> {
         match Self::parts(&id, domain, sizes) {
-            Ok((queue, slots, region, max_inline_bytes)) => Ok(Self(Core {
+            Ok((queue, slots, region, windows, max_inline_bytes)) => Ok(Self(Core {
                 id: ManuallyDrop::new(id),
                 queue: ManuallyDrop::new(queue),
                 domain: Arc::clone(domain),
+                windows: ManuallyDrop::new(windows),
                 sizes,
                 max_inline_bytes,
                 slots: ManuallyDrop::new(slots),
@@ -282,7 +294,7 @@ impl IdleQueuePair {
         id: &CmId,
         domain: &Arc<ProtectionDomain>,
         sizes: QueueSizes,
-    ) -> Result<(CompletionQueue, Mapping, Region, u32), VerbsError> {
+    ) -> Result<(CompletionQueue, Mapping, Region, Windows, u32), VerbsError> {
         let limits = domain.limits();
         let lack = |lack: String| VerbsError::Device {
             device: domain.device_name().to_owned(),
@@ -308,10 +320,11 @@ impl IdleQueuePair {
         let slots =
             Mapping::anonymous(bytes, Access::ReadWrite).map_err(|_| VerbsError::last("mmap"))?;
         let region = Region::new(domain, &slots, IBV_ACCESS_LOCAL_WRITE)?;
+        let windows = Windows::new(domain, sizes.windows)?;
         let queue = CompletionQueue::new(domain, entries)?;
         let inline = create(id, domain, &queue, sizes, HEADER_BYTES as u32)
             .or_else(|_| create(id, domain, &queue, sizes, 0))?;
-        Ok((queue, slots, region, inline))
+        Ok((queue, slots, region, windows, inline))
     }
 
     /// Its connection.
@@ -370,6 +383,8 @@ impl Core {
 impl Drop for Core {
     fn drop(&mut self) {
         let library = self.domain.library();
+        // SAFETY: dropped once, here; what is staged and names one is never posted.
+        unsafe { ManuallyDrop::drop(&mut self.windows) };
         {
             let _guard = self.id.channel().lock();
             // SAFETY: the identifier is alive and has a queue pair, which is destroyed once, here.
@@ -457,6 +472,19 @@ impl QueuePair {
     /// The domain that it is in.
     pub fn domain(&self) -> &Arc<ProtectionDomain> {
         &self.0.domain
+    }
+
+    /// How many memory windows it has.
+    pub fn windows(&self) -> usize {
+        self.0.windows.len()
+    }
+
+    /// The key that the next [`SendWork::Bind`] of a window gives to it.
+    ///
+    /// # Panics
+    /// When there is no such window.
+    pub fn window_key(&self, window: usize) -> u32 {
+        self.0.windows.next_key(window)
     }
 
     /// Work requests posted and not completed.
@@ -618,23 +646,17 @@ impl QueuePair {
             }
             SendWork::Bind { window, to } => {
                 request.opcode = IBV_WR_BIND_MW;
-                request.bind_mw = IbvSendBindMw {
-                    mw: window.as_ptr(),
-                    rkey: window.next_key(),
-                    bind_info: IbvMwBindInfo {
-                        mr: to.region.as_ptr(),
-                        addr: to.address(),
-                        length: to.len().into(),
-                        mw_access_flags: (IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE) as u32,
-                    },
-                };
-                Held::Reads(to.buf)
+                // The window keeps the registration, and both stay where they are as long as the queue pair.
+                request.bind_mw = core.windows.bind(window, &to);
+                Held::Nothing
             }
         };
         let counted = match request.opcode {
             IBV_WR_SEND | IBV_WR_SEND_WITH_INV => &mut core.counts.sends,
             IBV_WR_RDMA_READ => &mut core.counts.reads,
             IBV_WR_RDMA_WRITE if request.num_sge > 0 => &mut core.counts.writes,
+            IBV_WR_BIND_MW => &mut core.counts.binds,
+            IBV_WR_LOCAL_INV => &mut core.counts.invalidations,
             _ => &mut core.counts.others,
         };
         *counted += 1;

@@ -10,9 +10,15 @@
 //! rdma-peer half ADDR:PORT       asks for a connection and never looks at the answer, until it is killed
 //! rdma-peer mute ADDR:PORT NQN NSID   asks for data, takes one response, and says nothing more, until the target hangs up
 //! rdma-peer dying ADDR:PORT NQN NSID   sends 24 commands and takes few responses, until it is killed in the middle of transfers
+//!
+//! between a host whose queues have at most 32 entries, and a target:
+//! rdma-peer between ADDR:PORT TARGET-ADDR:PORT keep|keep-and-use|use|steal|twice   passes everything on, but does with the keys to the host's
+//!     memory as the word says: never invalidates them; the same, and uses one that should be closed; invalidates as it is asked to,
+//!     and uses one; invalidates that of another command; invalidates none and answers twice. Until it is killed, or finds memory open that should not be
 //! ```
 //! Each step prints a line; the first that goes wrong ends the program with exit code 1 and says what.
 
+mod between;
 mod capsules;
 mod connects;
 mod dying;
@@ -21,6 +27,7 @@ mod link;
 mod refused;
 mod silent;
 mod verbs;
+mod windows;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -56,8 +63,11 @@ fn run() -> Result<()> {
         ["half", address] => silent::half(at(address)?),
         ["mute", address, nqn, nsid] => silent::mute(at(address)?, nqn, number(nsid)?),
         ["dying", address, nqn, nsid] => dying::run(at(address)?, nqn, number(nsid)?),
+        ["between", listen, target, fault] => {
+            between::run(at(listen)?, at(target)?, fault.parse()?)
+        }
         _ => bail!(
-            "usage: rdma-peer verbs|refused|silent|half ADDR:PORT, capsules|mute|dying ADDR:PORT NQN NSID"
+            "usage: rdma-peer verbs|refused|silent|half ADDR:PORT, capsules|mute|dying ADDR:PORT NQN NSID, between ADDR:PORT ADDR:PORT FAULT"
         ),
     }
 }

@@ -34,6 +34,7 @@ pub fn resolved(channel: &Arc<EventChannel>, address: SocketAddr) -> Result<Idle
     let sizes = QueueSizes {
         sends: 64,
         receives: 32,
+        windows: 0,
     };
     IdleQueuePair::new(id, &domain, sizes).map_err(|(_, error)| error.into())
 }

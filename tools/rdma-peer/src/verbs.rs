@@ -7,16 +7,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nvmf_io::verbs::{
     CmEvent, CmEventKind, CmId, ConnectParams, Done, EventChannel, HEADER_BYTES, IdleQueuePair,
-    MemoryWindow, ProtectionDomain, QueuePair, QueueSizes, Registrar, Remote, RemoteAccess,
-    SendWork,
+    ProtectionDomain, QueuePair, QueueSizes, Registrar, Remote, RemoteAccess, SendWork,
 };
 use nvmf_io::{Buf, BufPool, PoolConfig};
 
 use crate::link::{any_event, completion, completion_within, expect};
+use crate::windows;
 
 const SIZES: QueueSizes = QueueSizes {
     sends: 8,
     receives: 4,
+    windows: 1,
 };
 
 /// How long address and route may take.
@@ -32,16 +33,16 @@ fn params(private_data: &[u8]) -> ConnectParams<'_> {
     }
 }
 
-struct Ends {
+pub(crate) struct Ends {
     channel: Arc<EventChannel>,
     listener: CmId,
     address: SocketAddr,
 }
 
 /// Two ends of a connection.
-struct Pair {
-    host: QueuePair,
-    target: QueuePair,
+pub(crate) struct Pair {
+    pub(crate) host: QueuePair,
+    pub(crate) target: QueuePair,
 }
 
 pub fn run(address: SocketAddr) -> Result<()> {
@@ -60,7 +61,7 @@ pub fn run(address: SocketAddr) -> Result<()> {
     let pair = ends.connect().context("connecting")?;
     println!("connected, private data both ways");
     work(&ends, pair, &pool)?;
-    windows(&ends, &pool).context("memory windows")?;
+    windows::run(&ends, &pool).context("memory windows")?;
     wrong_key(&ends, &pool).context("a wrong key")?;
     move_between_threads(&ends).context("moving to another thread")?;
     ensure!(
@@ -99,7 +100,7 @@ impl Ends {
         Ok((qp, request, event))
     }
 
-    fn connect(&self) -> Result<Pair> {
+    pub(crate) fn connect(&self) -> Result<Pair> {
         let (host, request, event) = self.request(b"from the host")?;
         ensure!(
             event.private_data.starts_with(b"from the host\0"),
@@ -150,18 +151,23 @@ impl Ends {
     }
 }
 
-fn buffer(pool: &BufPool, bytes: u32, fill: u8) -> Result<Buf> {
+pub(crate) fn buffer(pool: &BufPool, bytes: u32, fill: u8) -> Result<Buf> {
     let buf = pool.alloc(bytes).context("a buffer")?;
     buf.fill(0..bytes, fill);
     Ok(buf)
 }
 
-fn send(qp: &mut QueuePair, work: SendWork<'_>, token: u64, signalled: bool) -> Result<()> {
+pub(crate) fn send(
+    qp: &mut QueuePair,
+    work: SendWork<'_>,
+    token: u64,
+    signalled: bool,
+) -> Result<()> {
     qp.stage(work, token, signalled)?;
     Ok(())
 }
 
-fn sent(qp: &mut QueuePair, want: u64) -> Result<()> {
+pub(crate) fn sent(qp: &mut QueuePair, want: u64) -> Result<()> {
     match completion(qp)? {
         Done::Sent { token } if token == want => Ok(()),
         done => bail!("expected completion {want}, got {done:?}"),
@@ -311,78 +317,6 @@ fn flushed(qp: &mut QueuePair, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// A window bound for one command, invalidated by the answer's SEND; the old key is dead afterwards.
-fn windows(ends: &Ends, pool: &BufPool) -> Result<()> {
-    let mut pair = ends.connect()?;
-    let domain = Arc::clone(pair.host.domain());
-    if !domain.limits().memory_windows {
-        println!("no memory windows on {}", domain.device_name());
-        return Ok(());
-    }
-    let mut of_host = Registrar::new(Arc::clone(&domain), RemoteAccess::Windows);
-    let mut of_target = Registrar::new(Arc::clone(pair.target.domain()), RemoteAccess::None);
-    let mut window = MemoryWindow::new(&domain)?;
-    let memory = buffer(pool, 8192, 1)?;
-    let to = of_host.segment(&memory, 0..4096)?;
-    let address = to.address();
-    send(
-        &mut pair.host,
-        SendWork::Bind {
-            window: &mut window,
-            to,
-        },
-        1,
-        true,
-    )?;
-    pair.host.post()?;
-    sent(&mut pair.host, 1)?;
-    let key = window.remote_key();
-    let data = buffer(pool, 4096, 2)?;
-    let remote = Remote { address, key };
-    let from = of_target.segment(&data, 0..4096)?;
-    send(
-        &mut pair.target,
-        SendWork::Write { from, into: remote },
-        2,
-        false,
-    )?;
-    let work = SendWork::Send {
-        header: &[1; 16],
-        data: None,
-        invalidate: Some(key),
-    };
-    send(&mut pair.target, work, 3, true)?;
-    pair.target.post()?;
-    sent(&mut pair.target, 3)?;
-    match completion(&mut pair.host)? {
-        Done::Received {
-            invalidated: Some(dead),
-            ..
-        } if dead == key => {}
-        done => bail!("the key was not invalidated: {done:?}"),
-    }
-    ensure!(memory.eq_range(0..4096, &data, 0), "data differ");
-    let from = of_target.segment(&data, 0..4096)?;
-    send(
-        &mut pair.target,
-        SendWork::Write { from, into: remote },
-        4,
-        true,
-    )?;
-    pair.target.post()?;
-    match completion(&mut pair.target)? {
-        Done::Failed {
-            token: Some(4),
-            status,
-        } if !status.is_flushed() => {
-            println!("a window's key is dead after SEND with invalidate: {status}");
-        }
-        done => bail!("the dead key still works: {done:?}"),
-    }
-    drop(pair);
-    forget_events(ends)
-}
-
 /// READ with a key that does not exist fails on its own side, and everything after it comes back.
 fn wrong_key(ends: &Ends, pool: &BufPool) -> Result<()> {
     let mut pair = ends.connect()?;
@@ -447,7 +381,7 @@ fn move_between_threads(ends: &Ends) -> Result<()> {
 }
 
 /// Connections were dropped without a word: what the manager says of them concerns nobody.
-fn forget_events(ends: &Ends) -> Result<()> {
+pub(crate) fn forget_events(ends: &Ends) -> Result<()> {
     while ends.channel.next()?.is_some() {}
     Ok(())
 }

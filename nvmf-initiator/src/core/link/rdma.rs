@@ -18,7 +18,7 @@ use nvme_proto::wire::fabrics::ConnectData;
 use nvme_proto::wire::{Cntlid, Cqe};
 use nvmf_io::verbs::{
     CmEvent, CmEventKind, CmId, ConnectParams, EventChannel, IdleQueuePair, ProtectionDomain,
-    Registrar, RemoteAccess, VerbsError, close_removed,
+    Registrar, VerbsError, close_removed,
 };
 use nvmf_io::{Buf, BufPool, Errno, PoolConfig};
 use tokio::io::Interest;
@@ -31,7 +31,8 @@ use zerocopy::IntoBytes;
 use super::super::error::ConnectError;
 use super::super::message::NewWire;
 use super::super::rdma::{
-    Answer, HostLink, LinkFailure, Memory, NotTaken, SharedRegistrar, most_entries, queue_sizes,
+    Answer, HostLink, LinkFailure, Memory, NotTaken, SharedRegistrar, access, most_entries,
+    queue_sizes,
 };
 use super::{QueueSpec, bounded, ended, violated};
 
@@ -42,8 +43,10 @@ const RETRIES: u8 = 7;
 /// How often devices are looked for.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A device as the control thread uses it. Gone with the last connection: a host that is not connected leaves nothing on the device.
+/// A device as the control thread uses it, once for connections with memory windows and once for those without: in a protection domain of their
+/// own no key opens more than a window, whoever guesses it. Gone with the last connection: a host that is not connected leaves nothing on the device.
 pub(crate) struct Device {
+    windows: bool,
     domain: Arc<ProtectionDomain>,
     registrar: SharedRegistrar,
     /// For data of admin commands.
@@ -81,14 +84,15 @@ async fn look_after() {
 
 impl Device {
     /// The device that the identifier is on.
-    fn of(id: &CmId) -> Result<Rc<Self>, VerbsError> {
+    fn of(id: &CmId, windows: bool) -> Result<Rc<Self>, VerbsError> {
         DEVICES.with_borrow_mut(|devices| {
             let watcher = devices.watcher.as_ref();
             if watcher.is_none_or(JoinHandle::is_finished) {
                 devices.watcher = Some(tokio_uring::spawn(look_after()));
             }
             devices.used.retain(|device| device.strong_count() > 0);
-            if let Some(device) = devices.alive().find(|device| device.domain.serves(id)) {
+            let known = |device: &Rc<Device>| device.windows == windows && device.domain.serves(id);
+            if let Some(device) = devices.alive().find(known) {
                 return match device.domain.is_retired() {
                     true => Err(device.domain.removed()),
                     false => Ok(device),
@@ -96,8 +100,9 @@ impl Device {
             }
             let domain = ProtectionDomain::new(id)?;
             tracing::debug!(device = domain.device_name(), limits = ?domain.limits(), "RDMA device in use");
-            let registrar = Registrar::new(Arc::clone(&domain), RemoteAccess::ReadWrite);
+            let registrar = Registrar::new(Arc::clone(&domain), access(windows));
             let device = Rc::new(Device {
+                windows,
                 domain,
                 registrar: Rc::new(RefCell::new(registrar)),
                 pool: BufPool::new(&PoolConfig {
@@ -350,7 +355,8 @@ async fn connect_to(spec: &QueueSpec<'_>, to: SocketAddr) -> Result<RdmaLink, Co
     })
     .await?;
     // Resolving had the library open it: from here on it is looked after.
-    let device = Device::of(&id).map_err(explain)?;
+    let windows = options.memory_windows;
+    let device = Device::of(&id, windows).map_err(explain)?;
     signals.device = Some(Rc::clone(&device));
     id.resolve_route(options.connect_timeout_ms)
         .map_err(explain)?;
@@ -358,8 +364,8 @@ async fn connect_to(spec: &QueueSpec<'_>, to: SocketAddr) -> Result<RdmaLink, Co
         matches!(kind, CmEventKind::RouteResolved)
     })
     .await?;
-    let entries = spec.entries.min(most_entries(&device.domain));
-    let qp = IdleQueuePair::new(id, &device.domain, queue_sizes(entries))
+    let entries = spec.entries.min(most_entries(&device.domain, windows));
+    let qp = IdleQueuePair::new(id, &device.domain, queue_sizes(entries, windows))
         .map_err(|(_, error)| explain(error))?;
     let mut qp = qp.attach();
     // For the answer to Connect; the target says nothing before.

@@ -67,7 +67,7 @@ impl RdmaWire {
         registrars: &mut Registrars,
     ) -> Result<Self, QueueError> {
         let qp = qp.attach();
-        let registrar = registrars.of(qp.domain());
+        let registrar = registrars.of(qp.domain(), qp.windows() > 0);
         let answers = conn.capacity();
         let mut link = HostLink::new(qp, conn, registrar);
         link.serve()?;

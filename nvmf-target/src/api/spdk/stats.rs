@@ -160,7 +160,7 @@ fn device(stats: &DeviceStats) -> Value {
         "polls": counts.polls,
         "idle_polls": counts.idle_polls,
         "completions": counts.completions,
-        "total_send_wrs": counts.sends + counts.reads + counts.writes + counts.others,
+        "total_send_wrs": counts.work_requests(),
         "send_doorbell_updates": counts.posts,
         "total_recv_wrs": counts.receives,
         "recv_doorbell_updates": counts.receives,

@@ -272,6 +272,7 @@ impl Service {
         let sizes = QueueSizes {
             sends: send_entries(entries),
             receives: entries.into(),
+            windows: 0,
         };
         let qp = IdleQueuePair::new(id, &domain, sizes).map_err(|(id, error)| (Some(id), error))?;
         let begun = |error| (None, error);

@@ -53,6 +53,9 @@ fn job(index: usize, spec: &JobSpec, stats: &JobStats) -> Value {
         "errors": stats.error_samples,
         "rdma": stats.rdma.as_ref().map(|counts| json!({
             "work_requests": counts.work.work_requests(),
+            "sends": counts.work.sends,
+            "binds": counts.work.binds,
+            "invalidations": counts.work.invalidations,
             "posts": counts.work.posts,
             "signalled": counts.work.signalled,
             "receives": counts.work.receives,

@@ -53,6 +53,13 @@ pub fn job(spec: &JobSpec, stats: &JobStats) -> String {
             work.receives,
             work.completions
         );
+        if work.binds > 0 {
+            let _ = writeln!(
+                out,
+                "  memory windows: {} bound, {} closed by this host",
+                work.binds, work.invalidations
+            );
+        }
     }
     if stats.errors > 0 {
         let _ = writeln!(out, "  ERRORS: {}", stats.errors);
