@@ -74,8 +74,12 @@ pub fn run(address: SocketAddr) -> Result<()> {
 }
 
 impl Ends {
-    /// Asks for a connection. Returns the asking end, and the request that arrived.
-    fn request(&self, private_data: &[u8]) -> Result<(IdleQueuePair, CmId, CmEvent)> {
+    /// Asks for a connection, in a domain or in one of its own. Returns the asking end, and the request that arrived.
+    fn request(
+        &self,
+        private_data: &[u8],
+        domain: Option<&Arc<ProtectionDomain>>,
+    ) -> Result<(IdleQueuePair, CmId, CmEvent)> {
         let id = CmId::new(&self.channel)?;
         id.resolve_addr(None, self.address, RESOLVE_MS)?;
         expect(&self.channel, id.key(), |kind| {
@@ -85,7 +89,10 @@ impl Ends {
         expect(&self.channel, id.key(), |kind| {
             matches!(kind, CmEventKind::RouteResolved)
         })?;
-        let domain = ProtectionDomain::new(&id)?;
+        let domain = match domain {
+            Some(domain) => Arc::clone(domain),
+            None => ProtectionDomain::new(&id)?,
+        };
         let qp = IdleQueuePair::new(id, &domain, SIZES).map_err(|(_, error)| error)?;
         qp.id().connect(&params(private_data))?;
         let mut event = any_event(&self.channel)?;
@@ -101,7 +108,16 @@ impl Ends {
     }
 
     pub(crate) fn connect(&self) -> Result<Pair> {
-        let (host, request, event) = self.request(b"from the host")?;
+        self.connected(None)
+    }
+
+    /// A connection whose host is in the domain of another one's.
+    pub(crate) fn connect_beside(&self, domain: &Arc<ProtectionDomain>) -> Result<Pair> {
+        self.connected(Some(domain))
+    }
+
+    fn connected(&self, domain: Option<&Arc<ProtectionDomain>>) -> Result<Pair> {
+        let (host, request, event) = self.request(b"from the host", domain)?;
         ensure!(
             event.private_data.starts_with(b"from the host\0"),
             "{:?}",
@@ -132,7 +148,7 @@ impl Ends {
     }
 
     fn refusal(&self) -> Result<()> {
-        let (host, request, _) = self.request(b"x")?;
+        let (host, request, _) = self.request(b"x", None)?;
         request.reject(b"refused")?;
         let event = expect(&self.channel, host.id().key(), |kind| {
             matches!(kind, CmEventKind::Rejected)

@@ -15,6 +15,8 @@ use crate::verbs::{Ends, Pair, buffer, forget_events, send, sent};
 const BYTES: u32 = 4096;
 const BEGIN: u32 = 4096;
 const BUFFER_BYTES: u32 = BEGIN + 2 * BYTES;
+/// What is registered at once.
+const CHUNK_BYTES: i64 = 2 << 20;
 /// What the host's memory holds.
 const FILL: u8 = 0x11;
 
@@ -40,7 +42,10 @@ enum For {
 
 impl Bound {
     fn new(ends: &Ends, pool: &BufPool, purpose: For) -> Result<Self> {
-        let pair = ends.connect()?;
+        Self::on(ends.connect()?, pool, purpose)
+    }
+
+    fn on(pair: Pair, pool: &BufPool, purpose: For) -> Result<Self> {
         let of = |qp: &nvmf_io::verbs::QueuePair, access| {
             Registrar::new(Arc::clone(qp.domain()), access)
         };
@@ -78,6 +83,14 @@ impl Bound {
         sent(&mut self.pair.host, self.token).context("binding")?;
         self.lent = Some(lent);
         Ok(key)
+    }
+
+    /// As long as the window, at so many bytes from it.
+    fn beside(&self, offset_bytes: i64) -> Remote {
+        Remote {
+            address: self.remote.address.wrapping_add_signed(offset_bytes),
+            ..self.remote
+        }
     }
 
     fn stage_write(&mut self, into: Remote) -> Result<()> {
@@ -124,7 +137,7 @@ impl Bound {
         forget_events(ends)
     }
 
-    /// The target's message arrives at the host, with so many bytes and an invalidation or not.
+    /// The target's message arrives at the host, with an invalidation or not. Returns what that made invalid.
     fn message(&mut self, invalidate: Option<u32>) -> Result<Option<u32>> {
         self.token += 1;
         let work = SendWork::Send {
@@ -133,9 +146,12 @@ impl Bound {
             invalidate,
         };
         send(&mut self.pair.target, work, self.token, true)?;
-        self.works()?;
+        self.works().context("SEND")?;
         match completion(&mut self.pair.host)? {
-            Done::Received { invalidated, .. } => Ok(invalidated),
+            Done::Received { invalidated, .. } => {
+                self.pair.host.receive(None)?;
+                Ok(invalidated)
+            }
             done => bail!("{done:?}"),
         }
     }
@@ -233,7 +249,8 @@ pub fn run(ends: &Ends, pool: &BufPool) -> Result<()> {
 
     // A window is its queue pair's alone, even with another one of the same domain beside it.
     let mut other = Bound::new(ends, pool, For::Reading)?;
-    let mut bound = Bound::new(ends, pool, For::Reading)?;
+    let beside = ends.connect_beside(other.pair.host.domain())?;
+    let mut bound = Bound::on(beside, pool, For::Reading)?;
     other.stage_read(bound.remote)?;
     other.refused(ends, "the key of another connection's window")?;
     bound.stage_read(bound.remote)?;
@@ -242,17 +259,31 @@ pub fn run(ends: &Ends, pool: &BufPool) -> Result<()> {
     drop(bound);
     forget_events(ends)?;
 
-    for (what, offset) in [("before", -1), ("behind", 1)] {
+    bounds(ends, pool)
+}
+
+/// Whether the device holds windows to their bounds. Not every one does: soft RoCE of Linux 6.12 looks at those of the registration under
+/// the window, which all have to hold.
+fn bounds(ends: &Ends, pool: &BufPool) -> Result<()> {
+    let mut held = [true; 2];
+    for (held, (what, offset)) in held.iter_mut().zip([("before", -1), ("behind", 1)]) {
         let mut bound = Bound::new(ends, pool, For::Reading)?;
-        let mut from = bound.remote;
-        from.address = from.address.wrapping_add_signed(offset);
-        bound.stage_read(from)?;
+        bound.stage_read(bound.beside(offset))?;
         match bound.outcome()? {
             Some(status) => println!("refused, one byte {what} a window: {status}"),
-            None => println!("NOT refused by this device: one byte {what} a window"),
+            None => {
+                println!("NOT refused by this device: one byte {what} a window");
+                *held = false;
+            }
         }
         drop(bound);
         forget_events(ends)?;
+    }
+    ensure!(held[0] == held[1], "one bound is held, the other is not");
+    for (what, offset) in [("before", -CHUNK_BYTES), ("behind", CHUNK_BYTES)] {
+        let mut bound = Bound::new(ends, pool, For::Reading)?;
+        bound.stage_read(bound.beside(offset))?;
+        bound.refused(ends, &format!("memory {what} a window's registration"))?;
     }
     Ok(())
 }
