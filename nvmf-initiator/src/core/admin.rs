@@ -84,11 +84,11 @@ impl AdminQueue {
     pub fn new(link: Link, timeout: Duration) -> AdminQueue {
         let (wire, capacity, rest) = match link.wire {
             LinkWire::Tcp(link) => {
-                let (tcp, capacity, rest) = TcpAdmin::new(link);
+                let (tcp, capacity, rest) = TcpAdmin::new(*link);
                 (Wire::Tcp(tcp), capacity, rest)
             }
             LinkWire::Rdma(link) => {
-                let (rdma, capacity) = RdmaAdmin::new(link);
+                let (rdma, capacity) = RdmaAdmin::new(*link);
                 (Wire::Rdma(rdma), capacity, Vec::new())
             }
         };

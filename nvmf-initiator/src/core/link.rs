@@ -97,8 +97,8 @@ pub(crate) struct Link {
 
 /// What carries it.
 pub(crate) enum LinkWire {
-    Tcp(TcpLink),
-    Rdma(RdmaLink),
+    Tcp(Box<TcpLink>),
+    Rdma(Box<RdmaLink>),
 }
 
 impl Link {
@@ -107,11 +107,11 @@ impl Link {
         let (wire, cntlid) = match spec.target.address.transport {
             Transport::Tcp => {
                 let (link, cntlid) = TcpLink::connect(spec).await?;
-                (LinkWire::Tcp(link), cntlid)
+                (LinkWire::Tcp(Box::new(link)), cntlid)
             }
             Transport::Rdma => {
                 let (link, cntlid) = RdmaLink::connect(spec).await?;
-                (LinkWire::Rdma(link), cntlid)
+                (LinkWire::Rdma(Box::new(link)), cntlid)
             }
         };
         Ok(Link { wire, cntlid })

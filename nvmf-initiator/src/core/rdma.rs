@@ -489,8 +489,12 @@ impl HostLink {
                 }
             })?;
             // Invalidations that answers made necessary.
-            if windows.is_some() && !*closing {
-                qp.post()?;
+            if windows.is_some()
+                && !*closing
+                && let Err(error) = qp.post()
+            {
+                // Why the link broke, if it did, was seen before.
+                failure.get_or_insert(error.into());
             }
         }
         match failure {
