@@ -41,7 +41,7 @@ target() {
   nvmet_port 1 rdma $HERE 4420
   nvmet_link 1 $NQN
 }
-check 'a kernel target over RDMA, with 512 and 4096 byte blocks' target
+prepare 'a kernel target over RDMA, with 512 and 4096 byte blocks' target
 
 lists() {
   local log
