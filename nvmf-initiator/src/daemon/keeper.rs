@@ -100,8 +100,7 @@ pub fn run(run: &RunDir, adopt: bool) -> io::Result<()> {
     } else {
         let daemon = start_daemon(run, true)?;
         // Whoever waits for the daemon's word shall see the end of the stream when the daemon closes it.
-        let null = File::options().write(true).open("/dev/null")?;
-        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stdout(File::options().write(true).open("/dev/null")?)?;
         follow(daemon, &mut held)
     };
     let needless = || State::read(run).is_ok_and(|state| state.controllers.is_empty());
