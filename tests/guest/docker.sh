@@ -520,8 +520,6 @@ serve_loop() {
 }
 lines() { wc -l <"$(at "$1")/log"; }
 wrote_on() { [ "$(lines "$1")" -gt "$2" ]; }
-# complete VOLUME: the log has every line from 1 on.
-complete() { awk '$1 != NR { exit 1 }' "$(at "$1")/log"; }
 two_containers() {
   run -d --name one -v v1:/data box sleep 1000
   run -d --name two -v v1:/data box sleep 1000
@@ -675,7 +673,9 @@ outlives() {
   wait_until 20 wrote_on v3 $((before + 5))
   touch "$(at v3)/stop"
   expect 'its exit code' 0 "$(D wait one)"
-  complete v3
+  # Every line from 1 on. The plugin may have taken the mount away by now: it was asked for by a dockerd that is gone.
+  run --rm -v v3:/data box cat /data/log >"$SUITE_TMP/log"
+  awk '$1 != NR { exit 1 } END { exit NR == 0 }' "$SUITE_TMP/log"
   D rm one
   wait_until 30 no_mounts
 }
