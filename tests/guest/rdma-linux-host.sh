@@ -375,7 +375,18 @@ round() {
   wait_until 20 ns_dev $NQN 1
   detach
 }
-as_before() { expect 'resources' "$1" "$(resources)"; }
+registrations() {
+  local from=${1#* mr }
+  echo "${from%% *}"
+}
+others() { echo "${1%% mr *} ctx${1##* ctx}"; }
+# as_before RESOURCES: a registration more is one of buffers, if more of them were in use at once than before; what leaks, leaks each round.
+as_before() {
+  local now
+  now=$(resources)
+  expect 'resources' "$(others "$1")" "$(others "$now")"
+  [ "$(registrations "$now")" -le $(($(registrations "$1") + 1)) ] || expect 'resources' "$1" "$now"
+}
 rounds() {
   local n before
   for n in 1 2 3; do round; done
