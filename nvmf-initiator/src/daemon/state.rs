@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
@@ -122,7 +123,7 @@ pub(crate) struct Saver {
     asked: Cell<u64>,
     /// For how many of them it is written.
     saved: Cell<u64>,
-    turn: Mutex<()>,
+    turn: Arc<Mutex<()>>,
 }
 
 impl Saver {
@@ -130,14 +131,19 @@ impl Saver {
     pub async fn save(&self, run: &RunDir, state: impl Fn() -> State) {
         let own = self.asked.get() + 1;
         self.asked.set(own);
-        let _turn = self.turn.lock().await;
+        let turn = Arc::clone(&self.turn).lock_owned().await;
         if self.saved.get() >= own {
             return;
         }
         let all = self.asked.get();
         let (state, run) = (state(), run.clone());
-        let written = tokio::task::spawn_blocking(move || state.write(&run)).await;
-        if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        // The turn goes with the write: who is dropped meanwhile must not leave two threads with one file.
+        let writing = tokio::task::spawn_blocking(move || (state.write(&run), turn));
+        let (written, _turn) = match writing.await {
+            Ok((written, turn)) => (written, Some(turn)),
+            Err(error) => (Err(io::Error::other(error)), None),
+        };
+        if let Err(error) = written {
             tracing::error!(%error, "a daemon that comes after this one will not find its devices");
         }
         self.saved.set(all);
@@ -155,6 +161,7 @@ mod tests {
     use crate::host::HostIdentity;
     use crate::options::Target;
     use nvme_proto::wire::Nsid;
+    use rustix::fs::{FileType, Mode};
 
     #[test]
     fn what_is_written_is_read_again_and_other_versions_are_refused() {
@@ -223,6 +230,33 @@ mod tests {
             "{error}"
         );
     }
+    #[tokio::test]
+    async fn a_write_whose_caller_is_gone_keeps_its_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::new(folder.path());
+        let fresh = run.state().with_extension("new");
+        // Whoever writes to it waits until somebody reads.
+        rustix::fs::mknodat(rustix::fs::CWD, &fresh, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let (saver, writes) = (Saver::default(), Cell::new(0));
+        let state = || {
+            writes.set(writes.get() + 1);
+            State {
+                next: writes.get(),
+                ..State::default()
+            }
+        };
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut first = Box::pin(saver.save(&run, state));
+        assert!(first.as_mut().poll(&mut context).is_pending());
+        drop(first);
+        let mut second = Box::pin(saver.save(&run, state));
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        assert_eq!(writes.get(), 1, "the second waits for the first");
+        fs::read(&fresh).unwrap();
+        second.await;
+        assert_eq!(State::read(&run).unwrap().next, 2);
+    }
+
     #[tokio::test]
     async fn many_who_save_at_once_share_few_writes() {
         const WRITERS: u32 = 200;
