@@ -215,14 +215,19 @@ fn start_daemon(run: &RunDir, with_stdout: bool) -> io::Result<(Child, OwnedFd)>
     start(run, ["daemon", "--kept"], with_stdout)
 }
 
-/// Starts this program once more, with a socket to it at its standard input.
-fn start(run: &RunDir, arguments: [&str; 2], with_stdout: bool) -> io::Result<(Child, OwnedFd)> {
-    let (ours, theirs) = socketpair(
+/// Two ends of a socket that keeps messages apart, as keeper and daemon use it.
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
         None,
-    )?;
+    )?)
+}
+
+/// Starts this program once more, with a socket to it at its standard input.
+fn start(run: &RunDir, arguments: [&str; 2], with_stdout: bool) -> io::Result<(Child, OwnedFd)> {
+    let (ours, theirs) = pair()?;
     // The program as it runs, even when the file was replaced meanwhile.
     let child = Command::new("/proc/self/exe")
         // What `ps` shows.
@@ -416,15 +421,7 @@ mod tests {
 
     #[test]
     fn what_is_held_comes_back_to_the_next_daemon() {
-        let pair = || {
-            socketpair(
-                AddressFamily::UNIX,
-                SocketType::SEQPACKET,
-                SocketFlags::CLOEXEC,
-                None,
-            )
-            .unwrap()
-        };
+        let pair = || pair().unwrap();
         let mut held = Held::new();
         let (keeper, daemon) = pair();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
@@ -466,13 +463,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_keeper_that_dies_is_noticed_and_one_that_lives_is_not() {
-        let (keeper, daemon) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
+        let (keeper, daemon) = pair().unwrap();
         let daemon = Keeper::Process(RefCell::new(daemon));
         let early = tokio::time::timeout(Duration::from_millis(10), daemon.lost());
         assert!(early.await.is_err());
@@ -504,12 +495,7 @@ mod tests {
             if tries.get() < 3 {
                 return Err(io::ErrorKind::OutOfMemory.into());
             }
-            let (ours, theirs) = socketpair(
-                AddressFamily::UNIX,
-                SocketType::SEQPACKET,
-                SocketFlags::CLOEXEC,
-                None,
-            )?;
+            let (ours, theirs) = pair()?;
             // In place of a daemon, which takes what is held, gives it up, and ends in order.
             std::thread::spawn(move || {
                 let mut got = Vec::new();
