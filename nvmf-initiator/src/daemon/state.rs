@@ -162,6 +162,7 @@ mod tests {
     use crate::options::Target;
     use nvme_proto::wire::Nsid;
     use rustix::fs::{FileType, Mode};
+    use std::fs::File;
 
     #[test]
     fn what_is_written_is_read_again_and_other_versions_are_refused() {
@@ -235,7 +236,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir::new(folder.path());
         let fresh = run.state().with_extension("new");
-        // Whoever writes to it waits until somebody reads.
+        // Whoever opens it to write waits until somebody has it open to read.
         rustix::fs::mknodat(rustix::fs::CWD, &fresh, FileType::Fifo, Mode::RWXU, 0).unwrap();
         let (saver, writes) = (Saver::default(), Cell::new(0));
         let state = || {
@@ -251,8 +252,11 @@ mod tests {
         drop(first);
         let mut second = Box::pin(saver.save(&run, state));
         assert!(second.as_mut().poll(&mut context).is_pending());
-        assert_eq!(writes.get(), 1, "the second waits for the first");
-        fs::read(&fresh).unwrap();
+        let begun = writes.get();
+        // Stays open, so that no writer waits any more, also where the test fails.
+        let reader = File::options().read(true).write(true).open(&fresh);
+        std::mem::forget(reader.unwrap());
+        assert_eq!(begun, 1, "the second waits for the first");
         second.await;
         assert_eq!(State::read(&run).unwrap().next, 2);
     }
