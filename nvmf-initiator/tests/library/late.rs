@@ -157,6 +157,39 @@ fn a_refusal_that_concerns_one_association_does_not_end_the_next() {
     block_on(disk.close());
 }
 
+/// A target that hangs accepts connections for as long as its system does: attempts that were given up must not stay open beside those that follow.
+#[test]
+fn an_attempt_without_an_answer_leaves_no_connection() {
+    let moments = [
+        Moment::IcResp,
+        Moment::Connect(Qid::ADMIN),
+        Moment::Connect(Qid(1)),
+    ];
+    for moment in moments {
+        let puppet = Puppet::start(Script {
+            silent: true,
+            aborts: Aborts::TooLate,
+            ..Script::default()
+        });
+        let disk = connect(&puppet);
+        std::thread::scope(|scope| {
+            let read = scope.spawn(|| block_on(disk.read(3, 5)));
+            eventually("an Abort", || puppet.see(|seen| !seen.aborts.is_empty()));
+            puppet.script(|script| {
+                script.breach = Some((moment, Box::new(|_, _| Vec::new())));
+                script.stubborn = true;
+                script.silent = false;
+            });
+            assert_eq!(read.join().unwrap().unwrap(), original(3, 5));
+        });
+        // The association that answered stands; what the host said to silence is nothing, and then it hung up.
+        eventually("the end of the connection", || {
+            puppet.see(|seen| seen.farewells == [Vec::<u8>::new()])
+        });
+        block_on(disk.close());
+    }
+}
+
 #[test]
 fn a_caller_that_does_not_poll_makes_nothing_late() {
     use nvmf_initiator::polled::{Op, Request, Session, Wait};

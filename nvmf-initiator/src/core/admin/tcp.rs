@@ -58,7 +58,7 @@ impl TcpAdmin {
             conn: RefCell::new(link.conn),
             farewell: Notify::new(),
             stream: link.stream,
-            socket: link.socket,
+            socket: link.socket.keep(),
         };
         (tcp, capacity, link.rest)
     }

@@ -1,7 +1,7 @@
 //! A queue's connection over TCP.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use nvme_proto::digest::Crc;
@@ -54,10 +54,29 @@ pub(crate) fn termination_request(conn: &mut HostConn) -> Option<Vec<u8>> {
     Some(header[..pdu.header_bytes.into()].to_vec())
 }
 
+/// A connection that ends when this is dropped, unless it was [`Connected::keep`]ed. To drop the socket is not enough: a receive that was
+/// given up, as one that took too long is, has it open for as long as the target leaves it so.
+pub(crate) struct Connected(Option<TcpStream>);
+
+impl Connected {
+    /// The socket, blocking, for whoever serves it from here on.
+    pub fn keep(mut self) -> TcpStream {
+        self.0.take().expect("taken only here")
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            // An error means that the connection is down already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
 /// See the module's text.
 pub(crate) struct TcpLink {
-    /// The socket, blocking.
-    pub socket: TcpStream,
+    pub socket: Connected,
     /// The same socket for the control thread's ring.
     pub stream: tokio_uring::net::TcpStream,
     pub conn: HostConn,
@@ -75,6 +94,7 @@ impl TcpLink {
         };
         let stream =
             tokio_uring::net::TcpStream::from_std(socket.try_clone().map_err(unreachable)?);
+        let socket = Connected(Some(socket));
         let params = bounded(spec, "ICReq", exchange_ic(spec, &stream)).await?;
         let limits = HostLimits {
             depth: spec.entries,
@@ -97,7 +117,7 @@ impl TcpLink {
 
     pub(super) fn into_wire(self) -> NewWire {
         NewWire::Tcp {
-            socket: self.socket,
+            socket: self.socket.keep(),
             conn: self.conn,
             bytes: self.rest,
         }
