@@ -33,6 +33,19 @@ detach() {
   nvmf-initiator "${RUN[@]}" disconnect -n $NQN
   ! nvmf-initiator "${RUN[@]}" list | grep -q "$(device)"
 }
+# What has the device open, as a program that looks at it has, closes it once the daemon has seen that.
+log_lines() { wc -l <"$SUITE_TMP/run/daemon.log"; }
+waits_after() { tail -n "+$(($1 + 1))" "$SUITE_TMP/run/daemon.log" | grep 'waiting for it to be closed'; }
+detach_looked_at() {
+  local before ends
+  before=$(log_lines)
+  exec 9<"$(device)"
+  detach 9<&- &
+  ends=$!
+  wait_until 20 waits_after "$before" 9<&-
+  exec 9<&-
+  wait $ends
+}
 identify() {
   nvmf-initiator "${RUN[@]}" id-ctrl "$(device)" | tee /dev/stderr | grep -qi linux
   nvmf-initiator "${RUN[@]}" id-ns "$(device)" >/dev/stderr
@@ -117,7 +130,7 @@ for form in ublk fuse nbd; do
   # Through FUSE on machines with a kernel of their own only: loopback.sh, and the tests of the crate.
   [ $form = fuse ] || check "$form: kill -9 of the daemon under fio verify" under_load murder
   check "$form: kill -9 of the keeper, then of the daemon" murder_both
-  check "$form: disconnect" detach
+  check "$form: disconnect while a program looks at the device" detach_looked_at
 done
 
 # The tests of the crate that need the kernel's driver, which their own machine seldom has. `cargo test` made them.

@@ -214,17 +214,23 @@ impl Device {
         self.inner.uses()
     }
 
+    /// The same, of a device that is to go: blocks for up to two seconds where programs merely have it open, as one that looks what is on it does,
+    /// and tells of those that still have it open then.
+    pub fn lasting_uses(&self) -> io::Result<Vec<Use>> {
+        in_use::more_than_a_glance(|| self.uses())
+    }
+
     /// What another process needs to go on when this one dies; `None` when there is nothing to go on with.
     pub fn keep(&self) -> Result<Option<Kept>, DeviceError> {
         self.inner.keep()
     }
 
-    /// Removes the device; refused while it is in use, unless `force`d: then its users get errors once the front ends
-    /// stop.
+    /// Removes the device; refused while it is in use ([`Device::lasting_uses`]), unless `force`d: then its users get errors once the front
+    /// ends stop.
     pub fn detach(&mut self, force: bool) -> Result<(), DeviceError> {
         if !force && let Some(path) = self.path() {
             let doing = format!("see who uses {}", path.display());
-            let uses = self.uses().map_err(self.geometry.step(doing))?;
+            let uses = self.lasting_uses().map_err(self.geometry.step(doing))?;
             if !uses.is_empty() {
                 return Err(DeviceError::InUse { path, uses });
             }

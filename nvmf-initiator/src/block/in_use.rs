@@ -8,8 +8,15 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
+
+/// How long a program may have a device open before that is a use: `blkid`, `mount` and udev look at each device that they meet, for milliseconds,
+/// or for as long as a busy machine makes of them.
+const GLANCE: Duration = Duration::from_secs(2);
+/// How often to look whether it closed the device. A look goes through the open files of all processes.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// One use of a block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +41,14 @@ pub enum Use {
 }
 
 impl Use {
+    /// Whether it may be over before anybody could do anything about it.
+    fn may_be_a_glance(&self) -> bool {
+        match self {
+            Use::Open { .. } | Use::OpenElsewhere | Use::Exclusive => true,
+            Use::Mounted(_) | Use::Holder(_) | Use::Swap => false,
+        }
+    }
+
     /// By a process, whose name is looked up.
     pub(super) fn open_in(pid: u32) -> Use {
         // Its file may be held by another process, or by the kernel, as after nbd-client.
@@ -84,6 +99,25 @@ pub(super) fn uses(device: &Path) -> io::Result<Vec<Use>> {
         uses.push(Use::Exclusive);
     }
     Ok(uses)
+}
+
+/// The uses that `look` finds, once they are more than a glance: while there is nothing else it is asked again.
+pub(super) fn more_than_a_glance(
+    mut look: impl FnMut() -> io::Result<Vec<Use>>,
+) -> io::Result<Vec<Use>> {
+    let begin = Instant::now();
+    let mut is_told = false;
+    loop {
+        let uses = look()?;
+        let may_end = !uses.is_empty() && uses.iter().all(Use::may_be_a_glance);
+        if !may_end || begin.elapsed() >= GLANCE {
+            return Ok(uses);
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::info!(uses = describe(&uses), limit = ?GLANCE, "a device that is to go is open; waiting for it to be closed");
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
 }
 
 /// `/sys/block/NAME` of a block device.
@@ -242,15 +276,56 @@ mod tests {
         assert_eq!(uses(Path::new("/proc/self/exe")).unwrap(), []);
     }
 
+    fn open() -> Use {
+        Use::Open {
+            pid: 7,
+            command: "fio".into(),
+        }
+    }
+
     #[test]
     fn uses_are_told_in_one_line() {
-        let uses = [
-            Use::Mounted("/data".into()),
-            Use::Open {
-                pid: 7,
-                command: "fio".into(),
-            },
-        ];
+        let uses = [Use::Mounted("/data".into()), open()];
         assert_eq!(describe(&uses), "mounted on /data, open in fio (process 7)");
+    }
+
+    /// What is found of uses that change from look to look, and how many looks that took.
+    fn found(looks: &[&[Use]]) -> (Vec<Use>, usize) {
+        let mut count = 0;
+        let look = || {
+            count += 1;
+            Ok(looks[(count - 1).min(looks.len() - 1)].to_vec())
+        };
+        let uses = more_than_a_glance(look).unwrap();
+        (uses, count)
+    }
+
+    #[test]
+    fn a_glance_is_no_use() {
+        assert_eq!(found(&[&[open()], &[Use::Exclusive], &[]]), (vec![], 3));
+        assert_eq!(found(&[&[]]), (vec![], 1), "nothing is waited for");
+    }
+
+    #[test]
+    fn what_does_not_end_by_itself_is_told_at_once() {
+        let mounted = || Use::Mounted("/data".into());
+        let both = [open(), mounted()];
+        assert_eq!(found(&[&both, &[]]), (both.to_vec(), 1));
+        // Whoever opened it to mount it has done so.
+        assert_eq!(found(&[&[open()], &[mounted()], &[]]), (vec![mounted()], 2));
+    }
+
+    #[test]
+    fn a_device_that_stays_open_is_in_use() {
+        let begin = Instant::now();
+        let (uses, looks) = found(&[&[open()]]);
+        assert_eq!(uses, [open()]);
+        assert!(looks > 1 && begin.elapsed() >= GLANCE);
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_an_error() {
+        let look = || Err(io::ErrorKind::PermissionDenied.into());
+        more_than_a_glance(look).unwrap_err();
     }
 }

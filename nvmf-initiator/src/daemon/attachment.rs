@@ -287,7 +287,7 @@ impl Attachment {
                 continue;
             };
             let (served, uses) = blocking(move || {
-                let uses = served.device.uses();
+                let uses = served.device.lasting_uses();
                 (served, uses)
             })
             .await;

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use nvmf_initiator::block::BlockForm;
 
@@ -43,6 +43,11 @@ macro_rules! device_tests {
         #[test]
         fn an_open_device_is_in_use_until_forced() {
             crate::device::in_use($form);
+        }
+
+        #[test]
+        fn a_device_that_is_looked_at_goes_once_it_is_closed() {
+            crate::device::looked_at($form);
         }
 
         #[test]
@@ -210,23 +215,10 @@ pub fn in_use(form: BlockForm) {
         return;
     }
     let mut served = Served::start(form, &["--size", "16777216"]);
-    let device = served.path.display();
-    let mut user = Command::new("sh")
-        .arg("-c")
-        .arg(format!(
-            "exec 3<{device}; echo open; read word; dd bs=4096 skip=1 count=1 iflag=direct <&3 | wc -c"
-        ))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut ready = [0; 5];
-    user.stdout
-        .as_mut()
-        .unwrap()
-        .read_exact(&mut ready)
-        .unwrap();
+    let mut user = opener(
+        &served.path,
+        "dd bs=4096 skip=1 count=1 iflag=direct <&3 | wc -c",
+    );
     let refusal = served.command("detach");
     assert!(
         refusal.contains(&format!("open in sh (process {})", user.id())),
@@ -244,6 +236,38 @@ pub fn in_use(form: BlockForm) {
     assert_eq!(read.trim(), "0", "bytes read from a device that is gone");
     user.wait().unwrap();
     eventually("removal of the device", || size_bytes(&served.path) == 0);
+}
+
+/// A process that has the device open as descriptor 3, and does something when it is told to go on.
+fn opener(device: &Path, then: &str) -> Child {
+    let device = device.display();
+    let mut opener = Command::new("sh")
+        .arg("-c")
+        .arg(format!("exec 3<{device}; echo open; read word; {then}"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 5];
+    let said = opener.stdout.as_mut().unwrap();
+    said.read_exact(&mut ready).unwrap();
+    opener
+}
+
+pub fn looked_at(form: BlockForm) {
+    if !available(form) {
+        return;
+    }
+    let served = Served::start_with_log(form, &["--size", "16777216"]);
+    let path = served.path.clone();
+    let mut looking = opener(&path, "exit 0");
+    served.detach_after(|| {
+        // It ends with its standard input.
+        drop(looking.stdin.take());
+        looking.wait().unwrap();
+    });
+    eventually("removal of the device", || size_bytes(&path) == 0);
 }
 
 pub fn resumed(form: BlockForm) {

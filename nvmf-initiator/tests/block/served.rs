@@ -33,16 +33,26 @@ pub struct Served {
 impl Served {
     /// Serves a new device.
     pub fn start(form: BlockForm, arguments: &[&str]) -> Served {
-        let mut all = vec!["--block", form.name()];
-        all.extend(arguments);
-        Self::spawn(&all)
+        Self::start_with(form, arguments, Stdio::inherit())
     }
 
-    fn spawn(arguments: &[&str]) -> Served {
+    /// The same, to be ended by [`Served::detach_after`].
+    pub fn start_with_log(form: BlockForm, arguments: &[&str]) -> Served {
+        Self::start_with(form, arguments, Stdio::piped())
+    }
+
+    fn start_with(form: BlockForm, arguments: &[&str], log: Stdio) -> Served {
+        let mut all = vec!["--block", form.name()];
+        all.extend(arguments);
+        Self::spawn(&all, log)
+    }
+
+    fn spawn(arguments: &[&str], log: Stdio) -> Served {
         let mut child = Command::new(env!("CARGO_BIN_EXE_block-serve"))
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -74,8 +84,12 @@ impl Served {
 
     /// Sends a command and returns the answer.
     pub fn command(&mut self, command: &str) -> String {
-        writeln!(self.stdin.as_mut().expect("open until detach"), "{command}").unwrap();
+        self.send(command);
         self.line()
+    }
+
+    fn send(&mut self, command: &str) {
+        writeln!(self.stdin.as_mut().expect("open until detach"), "{command}").unwrap();
     }
 
     /// One counter of `stats`.
@@ -92,6 +106,19 @@ impl Served {
     /// Removes the device and waits for the process.
     pub fn detach(mut self) {
         assert_eq!(self.command("detach"), "ok");
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    /// Removes a device that somebody has open, who lets go of it in `close`: after it was seen that it is open.
+    pub fn detach_after(mut self, close: impl FnOnce()) {
+        self.send("detach");
+        let log = self.child.stderr.take().expect("started with its log");
+        let mut lines = BufReader::new(log).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.contains("waiting for it to be closed")));
+        close();
+        assert_eq!(self.line(), "ok");
+        // What it still says must not make it fail.
+        lines.for_each(|line| eprintln!("{line}"));
         assert!(self.child.wait().unwrap().success());
     }
 
@@ -139,7 +166,7 @@ impl Keeper {
         let mut all = vec!["--keep", &socket, "--block", form.name()];
         all.extend(arguments);
         std::thread::scope(|scope| {
-            let server = scope.spawn(|| Served::spawn(&all));
+            let server = scope.spawn(|| Served::spawn(&all, Stdio::inherit()));
             let (connection, _) = self.listener.accept().unwrap();
             self.kept = Some(keeper::receive(&connection).unwrap());
             drop(connection);
@@ -153,7 +180,7 @@ impl Keeper {
         let mut all = vec!["--resume", &socket];
         all.extend(arguments);
         std::thread::scope(|scope| {
-            let server = scope.spawn(|| Served::spawn(&all));
+            let server = scope.spawn(|| Served::spawn(&all, Stdio::inherit()));
             let (connection, _) = self.listener.accept().unwrap();
             keeper::send(&connection, self.kept.as_ref().unwrap()).unwrap();
             drop(connection);
