@@ -3,6 +3,7 @@
 //! One type for the command line, `config.json`, URLs and the library. Times keep the unit that
 //! nvme-cli gives them (seconds) so that a value means the same in both tools.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -16,17 +17,14 @@ pub const MAX_QUEUE_SIZE: u16 = 1024;
 /// More I/O queues than this is a mistake on any machine that this runs on.
 pub const MAX_IO_QUEUES: u16 = 128;
 
-/// What is wrong with an option.
+/// What is wrong with an option. Options are called as the kernel calls them, unless [`OptionError::calling`] is told of other names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
     /// The address or NQN.
-    #[error(transparent)]
-    Address(#[from] AddressError),
+    Address(AddressError),
     /// A key that no option has.
-    #[error("unknown option '{0}' in the address")]
     UnknownKey(String),
     /// A value that does not parse.
-    #[error("option {key}: '{value}' is not {expected}")]
     Value {
         /// The option's name.
         key: String,
@@ -36,7 +34,6 @@ pub enum OptionError {
         expected: &'static str,
     },
     /// A value outside its bounds.
-    #[error("option {key}: {value} is outside {min} to {max}")]
     Range {
         /// The option's name.
         key: &'static str,
@@ -47,30 +44,74 @@ pub enum OptionError {
         /// Largest allowed.
         max: i64,
     },
-    /// An option of another transport.
-    #[error("option {option} belongs to NVMe/TCP; leave it out over RDMA{remedy}")]
-    TcpOnly {
-        /// The option's name.
-        option: &'static str,
-        /// What to do instead, as the end of the sentence.
-        remedy: &'static str,
-    },
+    /// An option of NVMe/TCP that was given over RDMA, by its name.
+    TcpOnly(&'static str),
     /// The same the other way round.
-    #[error(
-        "option {0} belongs to NVMe/RDMA; leave it out over TCP, where the target has no access to memory"
-    )]
     RdmaOnly(&'static str),
     /// I/O that is to fail after the controller is gone for good.
-    #[error(
-        "fast_io_fail_tmo {fast_io_fail_tmo_s} s is longer than ctrl_loss_tmo {ctrl_loss_tmo_s} s and could never act; \
-         lower the first or raise the second"
-    )]
     FastIoFail {
-        /// The value of `--fast_io_fail_tmo`.
+        /// The value of `fast_io_fail_tmo`.
         fast_io_fail_tmo_s: i32,
-        /// The value of `--ctrl-loss-tmo`.
+        /// The value of `ctrl_loss_tmo`.
         ctrl_loss_tmo_s: i32,
     },
+}
+
+impl From<AddressError> for OptionError {
+    fn from(error: AddressError) -> Self {
+        OptionError::Address(error)
+    }
+}
+
+impl OptionError {
+    /// The same with each option called as `name` says, such as by the flag that it was given by.
+    pub fn calling(&self, name: impl Fn(&str) -> String) -> String {
+        match self {
+            OptionError::Address(error) => error.to_string(),
+            OptionError::UnknownKey(key) => format!("unknown option '{key}' in the address"),
+            OptionError::Value {
+                key,
+                value,
+                expected,
+            } => format!("option {}: '{value}' is not {expected}", name(key)),
+            OptionError::Range {
+                key,
+                value,
+                min,
+                max,
+            } => format!("option {}: {value} is outside {min} to {max}", name(key)),
+            OptionError::TcpOnly(option) => {
+                let remedy = match *option {
+                    "host_iface" => {
+                        format!("give the interface's address as {}", name("host_traddr"))
+                    }
+                    _ => "RDMA guards its packets itself".to_owned(),
+                };
+                format!(
+                    "option {} belongs to NVMe/TCP; leave it out over RDMA: {remedy}",
+                    name(option)
+                )
+            }
+            OptionError::RdmaOnly(option) => format!(
+                "option {} belongs to NVMe/RDMA; leave it out over TCP, where the target has no access to memory",
+                name(option)
+            ),
+            OptionError::FastIoFail {
+                fast_io_fail_tmo_s,
+                ctrl_loss_tmo_s,
+            } => format!(
+                "{} {fast_io_fail_tmo_s} s is longer than {} {ctrl_loss_tmo_s} s and could never act; lower the first or raise the second",
+                name("fast_io_fail_tmo"),
+                name("ctrl_loss_tmo")
+            ),
+        }
+    }
+}
+
+impl fmt::Display for OptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.calling(str::to_owned))
+    }
 }
 
 /// Options of one association, named as the kernel names them.
@@ -280,15 +321,13 @@ impl Target {
     }
 
     fn validate_rdma(&self) -> Result<(), OptionError> {
-        let digests = ": RDMA guards its packets itself";
-        let interface = ": give the interface's address as host_traddr";
         let given = [
-            ("hdr_digest", self.options.hdr_digest, digests),
-            ("data_digest", self.options.data_digest, digests),
-            ("host_iface", self.address.host_iface.is_some(), interface),
+            ("hdr_digest", self.options.hdr_digest),
+            ("data_digest", self.options.data_digest),
+            ("host_iface", self.address.host_iface.is_some()),
         ];
-        match given.into_iter().find(|(_, is_given, _)| *is_given) {
-            Some((option, _, remedy)) => Err(OptionError::TcpOnly { option, remedy }),
+        match given.into_iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) => Err(OptionError::TcpOnly(option)),
             None => Ok(()),
         }
     }
@@ -428,7 +467,7 @@ mod tests {
         assert!(parse("queue_size=64&disable_sqflow=0&tos=8").is_ok());
         for option in ["hdr_digest", "data_digest"] {
             let error = parse(option).unwrap_err();
-            assert!(matches!(error, OptionError::TcpOnly { option: named, .. } if named == option));
+            assert_eq!(error, OptionError::TcpOnly(option));
         }
         let mut target = parse("").unwrap().target;
         target.address.host_iface = Some("eth0".into());

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::address::{Address, AddressError, Transport, check_nqn, parse_port};
 use crate::block::BlockForm;
@@ -127,7 +127,7 @@ impl PortArgs {
             host_traddr: self
                 .host_traddr
                 .as_deref()
-                .map(|text| parse_ip("--host-traddr", text))
+                .map(|text| parse_ip("host_traddr", text))
                 .transpose()?,
             host_iface: self.host_iface.clone(),
         })
@@ -387,10 +387,19 @@ pub struct DaemonArgs {
     pub kept: bool,
 }
 
+/// The flag for an option of `connect`, which most commands share; the option itself where there is none.
+pub fn flag(option: &str) -> String {
+    let cli = Cli::command();
+    let connect = cli.find_subcommand("connect");
+    let mut flags = connect.into_iter().flat_map(clap::Command::get_arguments);
+    let flag = flags.find(|flag| flag.get_id() == option);
+    flag.and_then(clap::Arg::get_long)
+        .map_or_else(|| option.to_owned(), |long| format!("--{long}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     fn connect(line: &str) -> Result<Target, OptionError> {
         let words = ["nvmf-initiator", "connect"]
@@ -438,6 +447,34 @@ mod tests {
                 && options.duplicate_connect
                 && options.disable_sqflow
         );
+    }
+
+    #[test]
+    fn what_is_wrong_is_called_by_its_flag() {
+        let wrong = |line: &str| connect(line).unwrap_err().calling(flag);
+        let says = |line: &str, words: &[&str]| {
+            let text = wrong(line);
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+            assert!(
+                !text.contains("_traddr") && !text.contains("memory_"),
+                "{text}"
+            );
+        };
+        says("-a h -n n --memory-windows", &["option --memory-windows "]);
+        says("-t rdma -a h -n n -g", &["option --hdr-digest "]);
+        says(
+            "-t rdma -a h -n n -f eth0",
+            &["option --host-iface ", "as --host-traddr"],
+        );
+        says("-a h -n n -Q 4000", &["option --queue-size: 4000"]);
+        says("-a h -n n -i 1000", &["option --nr-io-queues: 1000"]);
+        // One that has no flag in nvme-cli's usual form.
+        says(
+            "-a h -n n -F 20 -l 10",
+            &["--fast_io_fail_tmo 20 s", "--ctrl-loss-tmo 10 s"],
+        );
+        says("-a h -n n -w nowhere", &["option --host-traddr: 'nowhere'"]);
+        assert_eq!(flag("connect_timeout_ms"), "connect_timeout_ms");
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::daemon::node::failure_of;
 use crate::daemon::serve::DaemonOptions;
 use crate::daemon::{RunDir, keeper, serve};
 use crate::host::{HostFiles, HostIdentity};
-use crate::options::{NamespaceUrl, Target};
+use crate::options::{NamespaceUrl, OptionError, Target};
 use args::{
     Cli, Command, ConnectAllArgs, ConnectArgs, ControllerArgs, DaemonArgs, DisconnectArgs,
     DiscoverArgs, IdCtrlArgs, IdNsArgs, OutputArgs, PortArgs,
@@ -83,6 +83,11 @@ fn usage(error: impl ToString) -> Failure {
     FailureKind::Usage.because(error)
 }
 
+/// Of options that the command line gave, which calls them by their flags.
+fn wrong_flag(error: OptionError) -> Failure {
+    usage(error.calling(args::flag))
+}
+
 fn host(etc: &Path, port: &PortArgs) -> Result<HostIdentity, Failure> {
     let files = HostFiles {
         etc_nvme: etc.to_owned(),
@@ -117,7 +122,7 @@ fn unexpected(reply: &Reply) -> Failure {
 
 fn connect(run: &RunDir, etc: &Path, args: &ConnectArgs) -> Done {
     let request = ConnectRequest {
-        target: args.target().map_err(usage)?,
+        target: args.target().map_err(wrong_flag)?,
         host: host(etc, &args.port)?,
         block: args.block.block.name().to_owned(),
     };
@@ -306,7 +311,7 @@ fn identify(
         Some(device) => return identify_attached(run, device, namespace),
         None => {
             let url = NvmeUrl {
-                address: of.port.address(Transport::io_port).map_err(usage)?,
+                address: of.port.address(Transport::io_port).map_err(wrong_flag)?,
                 nqn: of.nqn.clone(),
                 query: Vec::new(),
             };

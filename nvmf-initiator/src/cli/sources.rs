@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser as _;
 
 use super::args::{Cli, Command, ConnectAllArgs, DiscoverArgs, PortArgs};
-use super::{host, usage};
+use super::{host, usage, wrong_flag};
 use crate::address::{DISCOVERY_NQN, Transport};
 use crate::config::{read_config_json, read_discovery_conf};
 use crate::daemon::api::Failure;
@@ -40,7 +40,8 @@ pub(super) fn to_discover(etc: &Path, args: &DiscoverArgs) -> Result<Vec<Source>
 pub(super) fn to_connect(etc: &Path, args: &ConnectAllArgs) -> Result<Vec<Source>, Failure> {
     let options = args.association.options(&ConnectOptions::default());
     if args.port.traddr.is_some() {
-        let target = discovery_target(&args.port, args.nqn.as_deref(), options).map_err(usage)?;
+        let target =
+            discovery_target(&args.port, args.nqn.as_deref(), options).map_err(wrong_flag)?;
         return Ok(vec![Source {
             host: host(etc, &args.port)?,
             target,
@@ -84,7 +85,7 @@ fn service(
     };
     Ok(Source {
         host: host(etc, &port)?,
-        target: discovery_target(&port, args.nqn.as_deref(), options).map_err(usage)?,
+        target: discovery_target(&port, args.nqn.as_deref(), options).map_err(wrong_flag)?,
         discovery: true,
     })
 }

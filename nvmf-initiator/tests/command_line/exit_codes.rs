@@ -10,21 +10,35 @@ use crate::rig::{NQN, Node, address, config, serve};
 #[test]
 fn two_for_arguments_that_make_no_sense() {
     let node = Node::new();
-    let cases: [(&str, &[&str]); 18] = [
+    let cases: [(&str, &[&str]); 22] = [
         ("", &["Usage"]),
         ("connectt", &["connectt"]),
         ("connect -n n", &["no address", "--traddr"]),
         ("connect -a 127.0.0.1", &["--nqn"]),
         ("connect -t fc -a h -n n", &["'fc'", "tcp and rdma"]),
-        ("connect -t rdma -a h -n n -g", &["hdr_digest", "over RDMA"]),
+        (
+            "connect -t rdma -a h -n n -g",
+            &["--hdr-digest", "over RDMA"],
+        ),
         ("connect -t fc -a h -n n", &["fc", "tcp"]),
         ("connect -a h -n n -s 70000", &["70000", "--trsvcid"]),
-        ("connect -a h -n n -Q 8", &["queue_size", "16 to 1024"]),
-        ("connect -a h -n n -i 0", &["nr_io_queues", "1 to 128"]),
-        ("connect -a h -n n -c 0", &["reconnect_delay"]),
+        ("connect -a h -n n -Q 8", &["--queue-size", "16 to 1024"]),
+        ("connect -a h -n n -i 0", &["--nr-io-queues", "1 to 128"]),
+        ("connect -a h -n n -c 0", &["--reconnect-delay"]),
         (
             "connect -a h -n n -l 5 -F 9",
-            &["fast_io_fail_tmo", "ctrl_loss_tmo"],
+            &["--fast_io_fail_tmo", "--ctrl-loss-tmo"],
+        ),
+        (
+            "connect -a h -n n --memory-windows",
+            &["--memory-windows", "over TCP"],
+        ),
+        ("discover -a h -c 0", &["--reconnect-delay"]),
+        ("connect-all -a h -Q 8", &["--queue-size", "16 to 1024"]),
+        // What a URL gives is called as the URL calls it.
+        (
+            "id-ctrl nvme+tcp://h/n?memory_windows",
+            &["option memory_windows"],
         ),
         (
             "connect -a h -n n -w here",

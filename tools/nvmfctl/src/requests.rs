@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use nvmf_rpc::BlockingClient;
+use nvmf_rpc::{BlockingClient, ClientError};
 use serde_json::{Map, Value, json};
 
 use crate::Output;
@@ -20,9 +20,30 @@ fn call(
     params: Value,
     done: impl FnOnce(&Value) -> String,
 ) -> Result<Output, Error> {
-    let result = client.call(method, without_nulls(params))?;
+    let result = client.call(method, without_nulls(params));
+    let result = result.map_err(called_by_flags)?;
     let line = done(&result);
     Ok(Output::Done(result, line))
+}
+
+/// Parameters that refusals begin with, and the flags that they are given by.
+const FLAGS: [(&str, &str); 5] = [
+    ("serial_number", "--serial"),
+    ("model_number", "--model"),
+    ("max_namespaces", "--max-namespaces"),
+    ("nguid", "--nguid"),
+    ("eui64", "--eui64"),
+];
+
+/// A refusal as the command line would say it.
+fn called_by_flags(mut error: ClientError) -> ClientError {
+    if let ClientError::Refused { error, .. } = &mut error
+        && let Some((name, rest)) = error.message.split_once(' ')
+        && let Some((_, flag)) = FLAGS.iter().find(|(parameter, _)| *parameter == name)
+    {
+        error.message = format!("{flag} {rest}");
+    }
+    error
 }
 
 fn without_nulls(params: Value) -> Value {

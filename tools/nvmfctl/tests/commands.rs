@@ -10,6 +10,7 @@ use nvmf_target::control::run;
 use serde_json::Value;
 
 const NQN: &str = "nqn.2025-01.org.example:a";
+const OTHER: &str = "nqn.2025-01.org.example:b";
 const HOST: &str = "nqn.2025-01.org.example:host";
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -165,6 +166,7 @@ fn exit_codes_tell_what_went_wrong() {
     let declared = "nqn.2025-01.org.example:declared";
     target.ok(&["subsystem", "create", NQN]);
     target.ok(&["bdev", "create", "null", "n", "1M"]);
+    target.ok(&["bdev", "create", "null", "free", "1M"]);
     target.ok(&["namespace", "add", NQN, "n"]);
     for (arguments, code, words) in [
         (&["subsystem", "create", "disk"][..], 1, "form of an NQN"),
@@ -198,6 +200,33 @@ fn exit_codes_tell_what_went_wrong() {
         ),
         (&["snapshot", "create", "p", "v=s"], 4, "no pool"),
         (&["rpc", "no_such_method"], 1, "rpc_get_methods"),
+        // What is wrong is called by its flag.
+        (
+            &[
+                "subsystem",
+                "create",
+                OTHER,
+                "--serial",
+                "twenty-one characters",
+            ],
+            1,
+            ": --serial ",
+        ),
+        (
+            &["subsystem", "create", OTHER, "--model", " padded"],
+            1,
+            ": --model ",
+        ),
+        (
+            &["subsystem", "create", OTHER, "--max-namespaces", "5000000"],
+            1,
+            ": --max-namespaces is 5000000",
+        ),
+        (
+            &["namespace", "add", NQN, "free", "--nguid", "7"],
+            1,
+            ": --nguid ",
+        ),
     ] {
         let (found, why) = target.fails(arguments);
         assert_eq!(found, code, "{arguments:?}: {why}");

@@ -204,12 +204,14 @@ async fn create_subsystem(manager: Rc<Manager>, params: CreateSubsystem) -> Resu
     // SPDK takes an empty text for none.
     let serial = params.serial_number.filter(|serial| !serial.is_empty());
     if let Some(serial) = &serial {
-        rules::check_identify_text(serial, SERIAL_CHARS).map_err(RpcError::invalid)?;
+        rules::check_identify_text(serial, SERIAL_CHARS)
+            .map_err(|error| RpcError::invalid(format!("serial_number {error}")))?;
     }
     let model = params
         .model_number
         .unwrap_or_else(|| DEFAULT_MODEL.to_owned());
-    rules::check_identify_text(&model, MODEL_CHARS).map_err(RpcError::invalid)?;
+    rules::check_identify_text(&model, MODEL_CHARS)
+        .map_err(|error| RpcError::invalid(format!("model_number {error}")))?;
     let most = *limits::NSID.end() as u32;
     let max_namespaces = match params.max_namespaces {
         None | Some(0) => most,
