@@ -3,7 +3,7 @@
 
 #[path = "tcp/bad_controller.rs"]
 mod bad_controller;
-#[path = "tcp/bad_host.rs"]
+#[path = "tcp/bad_host/mod.rs"]
 mod bad_host;
 #[path = "tcp/chunking.rs"]
 mod chunking;

@@ -49,8 +49,15 @@ fn success(cid: u16) -> Cqe {
     Cqe::new(Cid(cid), 1, Status::SUCCESS, 0)
 }
 
+/// `pdu` ends the connection of `host` with `violation` and a termination request that copies its header.
 #[track_caller]
-fn fatal(
+fn fatal(host: &mut Initiator, pdu: &Raw, violation: Violation, fes: Fes, fei: u32) {
+    fatal_copying(host, &pdu.bytes(), violation, fes, fei, &pdu.header);
+}
+
+/// The same where the termination request copies `offender`.
+#[track_caller]
+fn fatal_copying(
     host: &mut Initiator,
     pdu: &[u8],
     violation: Violation,
@@ -89,7 +96,7 @@ fn every_type_that_is_not_for_a_host() {
         } else {
             (Violation::UnexpectedPdu(PduType(pdu_type)), FIELD)
         };
-        fatal(
+        fatal_copying(
             &mut busy(PLAIN),
             &pdu.bytes(),
             violation,
@@ -109,7 +116,7 @@ fn every_wrong_header_length() {
                 pdu_type: PduType(pdu_type),
                 hlen,
             };
-            fatal(
+            fatal_copying(
                 &mut busy(PLAIN),
                 &pdu.bytes(),
                 violation,
@@ -135,14 +142,7 @@ fn every_wrong_length_of_a_pdu_without_data() {
                     pdu_type: PduType(pdu.header[0]),
                     plen,
                 };
-                fatal(
-                    &mut busy(params),
-                    &pdu.bytes(),
-                    violation,
-                    FIELD,
-                    4,
-                    &pdu.header,
-                );
+                fatal(&mut busy(params), &pdu, violation, FIELD, 4);
             }
         }
     }
@@ -159,11 +159,10 @@ fn a_wrong_header_digest() {
     };
     fatal(
         &mut busy(DIGESTS),
-        &pdu.bytes(),
+        &pdu,
         violation,
         Fes::HEADER_DIGEST_ERROR,
         computed ^ 0x100,
-        &pdu.header,
     );
 }
 
@@ -204,25 +203,17 @@ fn responses_to_commands_that_are_not_open() {
         let pdu = raw::response(&PLAIN, &success(cid));
         fatal(
             &mut busy(PLAIN),
-            &pdu.bytes(),
+            &pdu,
             Violation::ResponseCid(Cid(cid)),
             FIELD,
             20,
-            &pdu.header,
         );
     }
     // The same response twice.
     let mut host = busy(PLAIN);
     let pdu = raw::response(&PLAIN, &success(1));
     host.receive(&pdu.bytes()).unwrap();
-    fatal(
-        &mut host,
-        &pdu.bytes(),
-        Violation::ResponseCid(Cid(1)),
-        FIELD,
-        20,
-        &pdu.header,
-    );
+    fatal(&mut host, &pdu, Violation::ResponseCid(Cid(1)), FIELD, 20);
     // Again, when the slot has a new command.
     let mut host = busy(PLAIN);
     host.receive(&pdu.bytes()).unwrap();
@@ -231,28 +222,14 @@ fn responses_to_commands_that_are_not_open() {
         Ok(SlotId(1))
     );
     sent(&mut host);
-    fatal(
-        &mut host,
-        &pdu.bytes(),
-        Violation::ResponseCid(Cid(1)),
-        FIELD,
-        20,
-        &pdu.header,
-    );
+    fatal(&mut host, &pdu, Violation::ResponseCid(Cid(1)), FIELD, 20);
     // Before the command was sent.
     let mut host = busy(PLAIN);
     host.conn
         .submit(&Sqe::new(IoOpcode::FLUSH), Transfer::None)
         .unwrap();
     let pdu = raw::response(&PLAIN, &success(2));
-    fatal(
-        &mut host,
-        &pdu.bytes(),
-        Violation::ResponseCid(Cid(2)),
-        FIELD,
-        20,
-        &pdu.header,
-    );
+    fatal(&mut host, &pdu, Violation::ResponseCid(Cid(2)), FIELD, 20);
 }
 
 #[test]
@@ -267,14 +244,7 @@ fn data_and_r2ts_for_commands_that_are_not_open() {
                 pdu_type,
                 cccid: Cid(cccid),
             };
-            fatal(
-                &mut busy(PLAIN),
-                &pdu.bytes(),
-                violation,
-                FIELD,
-                8,
-                &pdu.header,
-            );
+            fatal(&mut busy(PLAIN), &pdu, violation, FIELD, 8);
         }
     }
 }
@@ -286,32 +256,18 @@ fn data_in_the_wrong_direction() {
         pdu_type: PduType::C2H_DATA,
         cccid: Cid(1),
     };
-    fatal(
-        &mut busy(PLAIN),
-        &pdu.bytes(),
-        violation,
-        SEQUENCE,
-        0,
-        &pdu.header,
-    );
+    fatal(&mut busy(PLAIN), &pdu, violation, SEQUENCE, 0);
     let pdu = raw::r2t(&PLAIN, 0, 0, 0, 512);
     let violation = Violation::DataDirection {
         pdu_type: PduType::R2T,
         cccid: Cid(0),
     };
-    fatal(
-        &mut busy(PLAIN),
-        &pdu.bytes(),
-        violation,
-        SEQUENCE,
-        0,
-        &pdu.header,
-    );
+    fatal(&mut busy(PLAIN), &pdu, violation, SEQUENCE, 0);
     // An R2T for data that went with the capsule.
     let mut host = host(PLAIN);
     host.write(0, &[1; 512]).unwrap();
     sent(&mut host);
-    fatal(&mut host, &pdu.bytes(), violation, SEQUENCE, 0, &pdu.header);
+    fatal(&mut host, &pdu, violation, SEQUENCE, 0);
 }
 
 #[test]
@@ -322,14 +278,7 @@ fn c2h_data_out_of_order_or_out_of_range() {
             offset,
             expected: 0,
         };
-        fatal(
-            &mut busy(PLAIN),
-            &pdu.bytes(),
-            violation,
-            RANGE,
-            0,
-            &pdu.header,
-        );
+        fatal(&mut busy(PLAIN), &pdu, violation, RANGE, 0);
     }
     let pdu = raw::c2h_data(&PLAIN, LAST, 0, 0, &[0; 8193]);
     let violation = Violation::TransferRange {
@@ -337,14 +286,7 @@ fn c2h_data_out_of_order_or_out_of_range() {
         length: 8193,
         end: 8192,
     };
-    fatal(
-        &mut busy(PLAIN),
-        &pdu.bytes(),
-        violation,
-        RANGE,
-        0,
-        &pdu.header,
-    );
+    fatal(&mut busy(PLAIN), &pdu, violation, RANGE, 0);
     let mut host = busy(PLAIN);
     host.receive(&raw::c2h_data(&PLAIN, 0, 0, 0, &[0; 8192]).bytes())
         .unwrap();
@@ -354,7 +296,7 @@ fn c2h_data_out_of_order_or_out_of_range() {
         length: 1,
         end: 8192,
     };
-    fatal(&mut host, &pdu.bytes(), violation, RANGE, 0, &pdu.header);
+    fatal(&mut host, &pdu, violation, RANGE, 0);
 }
 
 #[test]
@@ -363,11 +305,10 @@ fn c2h_data_with_wrong_lengths() {
     let pdu = raw::c2h_data(&PLAIN, LAST, 0, 0, &[]);
     fatal(
         &mut busy(PLAIN),
-        &pdu.bytes(),
+        &pdu,
         Violation::EmptyTransfer(pdu_type),
         FIELD,
         16,
-        &pdu.header,
     );
     for datal in [1u32, 511, 513, u32::MAX] {
         let pdu = raw::c2h_data(&PLAIN, LAST, 0, 0, &[0; 512]).with(16, &datal.to_le_bytes());
@@ -376,14 +317,7 @@ fn c2h_data_with_wrong_lengths() {
             carried: 512,
             datal,
         };
-        fatal(
-            &mut busy(PLAIN),
-            &pdu.bytes(),
-            violation,
-            FIELD,
-            16,
-            &pdu.header,
-        );
+        fatal(&mut busy(PLAIN), &pdu, violation, FIELD, 16);
     }
     let aligned = TcpParams {
         receive_pda: Pda::MAX,
@@ -393,11 +327,10 @@ fn c2h_data_with_wrong_lengths() {
         let pdu = raw::c2h_data(&aligned, LAST, 0, 0, &[0; 512]).with(3, &[pdo]);
         fatal(
             &mut busy(aligned),
-            &pdu.bytes(),
+            &pdu,
             Violation::DataOffset { pdu_type, pdo },
             FIELD,
             3,
-            &pdu.header,
         );
     }
 }
@@ -407,11 +340,10 @@ fn success_and_last() {
     let pdu = raw::c2h_data(&PLAIN, SUCCESS, 0, 0, &[0; 512]);
     fatal(
         &mut busy(PLAIN),
-        &pdu.bytes(),
+        &pdu,
         Violation::SuccessWithoutLast,
         FIELD,
         1,
-        &pdu.header,
     );
     let mut host = busy(PLAIN);
     host.receive(&raw::c2h_data(&PLAIN, LAST, 0, 0, &[0; 512]).bytes())
@@ -419,11 +351,10 @@ fn success_and_last() {
     let pdu = raw::c2h_data(&PLAIN, LAST, 0, 512, &[0; 512]);
     fatal(
         &mut host,
-        &pdu.bytes(),
+        &pdu,
         Violation::DataAfterLast(Cid(0)),
         SEQUENCE,
         0,
-        &pdu.header,
     );
     // A success with fewer data than asked for is told as such.
     let mut host = busy(PLAIN);
@@ -444,14 +375,7 @@ fn r2ts_out_of_order_or_out_of_range() {
             offset,
             expected: 0,
         };
-        fatal(
-            &mut busy(params),
-            &pdu.bytes(),
-            violation,
-            RANGE,
-            0,
-            &pdu.header,
-        );
+        fatal(&mut busy(params), &pdu, violation, RANGE, 0);
     }
     for length in [16385u32, u32::MAX] {
         let pdu = raw::r2t(&params, 1, 7, 0, length);
@@ -460,23 +384,15 @@ fn r2ts_out_of_order_or_out_of_range() {
             length,
             end: 16384,
         };
-        fatal(
-            &mut busy(params),
-            &pdu.bytes(),
-            violation,
-            RANGE,
-            0,
-            &pdu.header,
-        );
+        fatal(&mut busy(params), &pdu, violation, RANGE, 0);
     }
     let pdu = raw::r2t(&params, 1, 7, 0, 0);
     fatal(
         &mut busy(params),
-        &pdu.bytes(),
+        &pdu,
         Violation::EmptyTransfer(PduType::R2T),
         FIELD,
         16,
-        &pdu.header,
     );
     // The same range twice.
     let mut host = busy(params);
@@ -484,14 +400,13 @@ fn r2ts_out_of_order_or_out_of_range() {
     host.receive(&pdu.bytes()).unwrap();
     fatal(
         &mut host,
-        &pdu.bytes(),
+        &pdu,
         Violation::TransferOffset {
             offset: 0,
             expected: 4096,
         },
         RANGE,
         0,
-        &pdu.header,
     );
     // More than MAXR2T at once: the third before the data of the first are handed out.
     let mut host = busy(params);
@@ -503,14 +418,7 @@ fn r2ts_out_of_order_or_out_of_range() {
         cccid: Cid(1),
         limit: 2,
     };
-    fatal(
-        &mut host,
-        &pdu.bytes(),
-        violation,
-        Fes::LIMIT_EXCEEDED,
-        0,
-        &pdu.header,
-    );
+    fatal(&mut host, &pdu, violation, Fes::LIMIT_EXCEEDED, 0);
 }
 
 #[test]
