@@ -14,6 +14,9 @@ pub(crate) mod slot_ring;
 pub use controller::ControllerQueue;
 pub use host::HostQueue;
 
+use crate::violation::Violation;
+use crate::wire::{Psdt, Sqe};
+
 /// The deepest queue that is supported, in entries.
 pub const MAX_QUEUE_DEPTH: u16 = 1024;
 
@@ -45,6 +48,26 @@ pub enum Transfer {
 }
 
 impl Transfer {
+    /// `bytes` between memory of the host and the controller, moved by the transport.
+    #[inline]
+    pub(crate) fn by_transport(
+        sqe: &Sqe,
+        bytes: u32,
+        limits: &QueueLimits,
+    ) -> Result<Self, Violation> {
+        if bytes > limits.max_transfer_bytes {
+            return Err(Violation::TransferTooLong {
+                bytes,
+                limit: limits.max_transfer_bytes,
+            });
+        }
+        Ok(if sqe.is_host_to_controller() {
+            Self::FromHost(bytes)
+        } else {
+            Self::ToHost(bytes)
+        })
+    }
+
     /// Length in bytes.
     #[inline]
     pub const fn bytes(self) -> u32 {
@@ -62,6 +85,15 @@ impl Transfer {
             Self::None | Self::ToHost(_) => 0,
         }
     }
+}
+
+/// Over fabrics every data pointer is an SGL. In fabrics commands the byte that says so is reserved.
+#[inline]
+pub(crate) fn check_psdt(sqe: &Sqe) -> Result<(), Violation> {
+    if !sqe.is_fabrics() && matches!(sqe.psdt(), Psdt::Prp | Psdt::Reserved) {
+        return Err(Violation::NotSgl(sqe.cid()));
+    }
+    Ok(())
 }
 
 /// What a controller's queue is made with.

@@ -5,17 +5,14 @@
 //! be longer than what its descriptor needs: hosts exist that always send the same length.
 
 use super::COMMAND_BYTES;
-use crate::queue::{QueueLimits, Transfer};
+use crate::queue::{QueueLimits, Transfer, check_psdt};
 use crate::violation::Violation;
-use crate::wire::{Psdt, Sqe};
+use crate::wire::Sqe;
 
 /// The transfer of a command whose message is `bytes` long.
 #[inline]
 pub(super) fn transfer(sqe: &Sqe, bytes: u32, limits: &QueueLimits) -> Result<Transfer, Violation> {
-    // In fabrics commands the second byte is reserved.
-    if !sqe.is_fabrics() && matches!(sqe.psdt(), Psdt::Prp | Psdt::Reserved) {
-        return Err(Violation::NotSgl(sqe.cid()));
-    }
+    check_psdt(sqe)?;
     let capsule_bytes = bytes - COMMAND_BYTES;
     let sgl = &sqe.dptr;
     let from_host = sqe.is_host_to_controller();
@@ -26,17 +23,7 @@ pub(super) fn transfer(sqe: &Sqe, bytes: u32, limits: &QueueLimits) -> Result<Tr
         return Ok(Transfer::None);
     }
     if sgl.is_keyed() {
-        if length > limits.max_transfer_bytes {
-            return Err(Violation::TransferTooLong {
-                bytes: length,
-                limit: limits.max_transfer_bytes,
-            });
-        }
-        return Ok(if from_host {
-            Transfer::FromHost(length)
-        } else {
-            Transfer::ToHost(length)
-        });
+        return Transfer::by_transport(sqe, length, limits);
     }
     if sgl.is_in_capsule() && from_host {
         let offset = sgl.address.get();

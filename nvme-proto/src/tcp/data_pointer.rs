@@ -5,9 +5,9 @@
 //! away.
 
 use super::ADMIN_IN_CAPSULE_BYTES;
-use crate::queue::{QueueLimits, Transfer};
+use crate::queue::{QueueLimits, Transfer, check_psdt};
 use crate::violation::Violation;
-use crate::wire::{Psdt, Sqe};
+use crate::wire::Sqe;
 
 /// Most bytes that the capsule of `sqe` may carry.
 #[inline]
@@ -26,10 +26,7 @@ pub(super) fn transfer(
     capsule_bytes: u32,
     limits: &QueueLimits,
 ) -> Result<Transfer, Violation> {
-    // In fabrics commands the second byte is reserved.
-    if !sqe.is_fabrics() && matches!(sqe.psdt(), Psdt::Prp | Psdt::Reserved) {
-        return Err(Violation::NotSgl(sqe.cid()));
-    }
+    check_psdt(sqe)?;
     let sgl = &sqe.dptr;
     let from_host = sqe.is_host_to_controller();
     let to_host = sqe.is_controller_to_host();
@@ -40,17 +37,7 @@ pub(super) fn transfer(
     }
     if sgl.is_transport() {
         carried(0, capsule_bytes)?;
-        if bytes > limits.max_transfer_bytes {
-            return Err(Violation::TransferTooLong {
-                bytes,
-                limit: limits.max_transfer_bytes,
-            });
-        }
-        return Ok(if from_host {
-            Transfer::FromHost(bytes)
-        } else {
-            Transfer::ToHost(bytes)
-        });
+        return Transfer::by_transport(sqe, bytes, limits);
     }
     if sgl.is_in_capsule() && from_host {
         let offset = sgl.address.get();
