@@ -1,5 +1,5 @@
-//! RDMA, as far as both threads of a host share it: [`HostLink`], a queue pair with its protocol state, and [`Registrars`], one for
-//! each device on a thread.
+//! RDMA, as far as both threads of a host share it: [`HostLink`], a queue pair with its protocol state, and [`Registrars`], which have
+//! one for each device on a thread.
 //!
 //! A link is made on the control thread, sends Connect there and is either kept, for an admin queue, or given to a shard with
 //! nothing posted on it. Data never pass through it: the target reads from and writes to the buffers that a command names, which
@@ -12,26 +12,27 @@
 //! - once a link serves there is a receive for every command that can be open, so that the target always finds one;
 //! - a buffer is lent to the target until its command is answered, or until the queue pair is destroyed;
 //! - with windows no command is answered before its window is closed, and its slot, with the window, is free only then;
-//! - there is room for the invalidation of each window that is bound: [`Windows::bound`];
+//! - there is room for the invalidation of each window that is bound;
 //! - data in a capsule are the device's until the SEND that carries them is done, which the answer may overtake: [`Answer::after`].
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
+mod registrars;
+mod windows;
+
 use std::ops::Range;
-use std::rc::{Rc, Weak};
-use std::sync::Arc;
 
 use nvme_proto::queue::{SlotId, Transfer};
 use nvme_proto::rdma::HostConn;
 use nvme_proto::rdma::host::{LocalMemory, SubmitError};
-use nvme_proto::violation::Violation;
 use nvme_proto::wire::{Cqe, Sqe};
 use nvmf_io::Buf;
 use nvmf_io::verbs::{
-    Done, HEADER_BYTES, Lent, ProtectionDomain, QueuePair, QueueSizes, Registrar, RemoteAccess,
-    Segment, SendWork, VerbsError, WorkCounts,
+    Done, Lent, LinkFailure, ProtectionDomain, QueuePair, QueueSizes, Segment, SendWork,
+    VerbsError, WorkCounts,
 };
 use zerocopy::IntoBytes;
+
+pub(crate) use registrars::{Registrars, SharedRegistrar, access};
+use windows::{Unclosed, Window, Windows};
 
 /// Completions taken between two looks at how many more there may be.
 const POLL_LIMIT: usize = 256;
@@ -57,62 +58,6 @@ pub(crate) fn most_entries(domain: &ProtectionDomain, windows: bool) -> u16 {
     // Sends and receives share a completion queue.
     let most = (limits.work_requests / sends).min(limits.completions / (sends + 1));
     u16::try_from(most).unwrap_or(u16::MAX)
-}
-
-/// What pools are registered for.
-pub(crate) fn access(windows: bool) -> RemoteAccess {
-    match windows {
-        true => RemoteAccess::Windows,
-        false => RemoteAccess::ReadWrite,
-    }
-}
-
-/// Registers the pools of one thread with one device. Shared by the device's queues on the thread, and gone with the last of them: a
-/// host that is not connected leaves nothing on the device.
-pub(crate) type SharedRegistrar = Rc<RefCell<Registrar>>;
-
-/// The registrars of one thread.
-#[derive(Debug, Default)]
-pub(crate) struct Registrars(Vec<Weak<RefCell<Registrar>>>);
-
-impl Registrars {
-    /// The one for a device's domain, whose queue pairs all use windows or all do not.
-    pub fn of(&mut self, domain: &Arc<ProtectionDomain>, windows: bool) -> SharedRegistrar {
-        self.0.retain(|registrar| registrar.strong_count() > 0);
-        let known = |registrar: &SharedRegistrar| Arc::ptr_eq(registrar.borrow().domain(), domain);
-        if let Some(registrar) = self.0.iter().filter_map(Weak::upgrade).find(known) {
-            return registrar;
-        }
-        let registrar = Registrar::new(Arc::clone(domain), access(windows));
-        let registrar = Rc::new(RefCell::new(registrar));
-        self.0.push(Rc::downgrade(&registrar));
-        registrar
-    }
-
-    /// Registrations that there are.
-    pub fn registrations(&self) -> usize {
-        let alive = self.0.iter().filter_map(Weak::upgrade);
-        alive
-            .map(|registrar| registrar.borrow().registrations())
-            .sum()
-    }
-}
-
-/// Why a link is of no more use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum LinkFailure {
-    /// The target broke a rule.
-    Violation(Violation),
-    /// A work request failed, or the device did.
-    Broken(String),
-    /// Everything comes back: the target is gone.
-    Flushed,
-}
-
-impl From<VerbsError> for LinkFailure {
-    fn from(error: VerbsError) -> Self {
-        LinkFailure::Broken(error.to_string())
-    }
 }
 
 /// Why a command was not taken.
@@ -153,88 +98,6 @@ struct SlotMemory {
     window: Window,
 }
 
-/// The window of a slot.
-#[derive(Clone, Copy, Default)]
-enum Window {
-    #[default]
-    Closed,
-    /// Bound under this key.
-    Bound(u32),
-    /// The command was answered, and the invalidation is posted.
-    Closing,
-}
-
-/// The windows of a link, one for each slot.
-struct Windows {
-    /// Those that are bound, whose commands are not answered.
-    bound: usize,
-    /// Answers whose windows are being closed, in the order of the invalidations.
-    closing: VecDeque<Unclosed>,
-}
-
-/// An answer that left its command's window open.
-struct Unclosed {
-    /// Number of the invalidation.
-    closed_by: u64,
-    header: [u8; HEADER_BYTES],
-    bytes: u32,
-}
-
-impl Windows {
-    /// A message arrived. If it answers a command and left the command's window open, has that closed, keeps the message until then, and
-    /// returns true.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the link's parts, and a message's"
-    )]
-    fn answered(
-        &mut self,
-        qp: &mut QueuePair,
-        conn: &HostConn,
-        slots: &mut [SlotMemory],
-        sent: &mut u64,
-        header: &[u8; HEADER_BYTES],
-        bytes: u32,
-        invalidated: Option<u32>,
-    ) -> Result<bool, LinkFailure> {
-        let Some(slot) = conn.responds_to(header, bytes) else {
-            return Ok(false);
-        };
-        let place = &mut slots[slot.index()];
-        match place.window {
-            Window::Closed => Ok(false),
-            // One answer was taken already.
-            Window::Closing => {
-                let cid = conn.command(slot).cid();
-                Err(LinkFailure::Violation(Violation::ResponseCid(cid)))
-            }
-            Window::Bound(key) => {
-                self.bound -= 1;
-                if invalidated.is_some() {
-                    // That it was this key is for the protocol's state to see.
-                    return Ok(false);
-                }
-                place.window = Window::Closing;
-                *sent += 1;
-                let staged = qp.stage(SendWork::Invalidate { key }, *sent, false);
-                staged.expect("room was left for it");
-                self.closing.push_back(Unclosed {
-                    closed_by: *sent,
-                    header: *header,
-                    bytes,
-                });
-                Ok(true)
-            }
-        }
-    }
-
-    /// The next answer whose window is closed, now that all work requests up to `acknowledged` are done.
-    fn closed(&mut self, acknowledged: u64) -> Option<Unclosed> {
-        let first = self.closing.front()?;
-        (first.closed_by <= acknowledged).then(|| self.closing.pop_front())?
-    }
-}
-
 /// See the module's text.
 pub(crate) struct HostLink {
     // Before what it uses: destroyed first.
@@ -257,10 +120,7 @@ impl HostLink {
     /// the queue pair has memory windows, commands name their keys.
     pub fn new(qp: QueuePair, conn: HostConn, registrar: SharedRegistrar) -> Self {
         let slots = std::iter::repeat_with(SlotMemory::default).take(conn.capacity());
-        let windows = (qp.windows() > 0).then(|| Windows {
-            bound: 0,
-            closing: VecDeque::with_capacity(conn.capacity()),
-        });
+        let windows = (qp.windows() > 0).then(|| Windows::new(conn.capacity()));
         HostLink {
             windows,
             qp,
@@ -434,8 +294,7 @@ impl HostLink {
                           bytes: u32,
                           invalidated: Option<u32>|
          -> Result<(), LinkFailure> {
-            let completed = conn.receive(header, bytes, invalidated);
-            let completed = completed.map_err(LinkFailure::Violation)?;
+            let completed = conn.receive(header, bytes, invalidated)?;
             let place = &mut slots[completed.slot.index()];
             place.lent = None;
             place.window = Window::Closed;
@@ -482,10 +341,7 @@ impl HostLink {
                     }
                 }
                 Done::Failed { status, .. } => {
-                    failure.get_or_insert_with(|| match status.is_flushed() {
-                        true => LinkFailure::Flushed,
-                        false => LinkFailure::Broken(status.to_string()),
-                    });
+                    failure.get_or_insert_with(|| status.into());
                 }
             })?;
             // Invalidations that answers made necessary.

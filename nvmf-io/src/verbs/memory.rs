@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::abi::*;
 use super::domain::ProtectionDomain;
 use super::library::VerbsError;
-use super::queue_pair::Remote;
+use super::work::Remote;
 use crate::buf::{Buf, KernelWrite};
 use crate::sys::mmap::Mapping;
 

@@ -10,7 +10,9 @@
 //! | `memory` | [`Registrar`]: buffers of a pool registered with a device |
 //! | `window` | memory windows: a key for one buffer, from one work request to another |
 //! | `completion` | [`CompletionQueue`] and the descriptor that wakes who waits for it |
-//! | `queue_pair` | [`QueuePair`]: receives, SEND, READ, WRITE, invalidation, windows |
+//! | `work` | [`SendWork`], [`Done`]: receives, SEND, READ, WRITE, invalidation, windows |
+//! | `queue_pair` | [`QueuePair`], which they are posted on |
+//! | `failure` | why a queue pair with the protocol's state is of no more use |
 //!
 //! Waiting for completions: poll, arm, poll again, sleep until the queue's descriptor is readable, take its events.
 //!
@@ -22,18 +24,19 @@ mod cm;
 mod completion;
 mod devices;
 mod domain;
+mod failure;
 mod library;
 mod memory;
 mod queue_pair;
 mod window;
+mod work;
 
 pub use cm::{CmEvent, CmEventKind, CmId, ConnectParams, EventChannel, IdKey};
 pub use completion::CompletionQueue;
 pub use devices::close_removed;
 pub use domain::{DeviceLimits, ProtectionDomain};
+pub use failure::LinkFailure;
 pub use library::{VerbsError, available};
 pub use memory::{Bindable, Lent, Registrar, RemoteAccess, Segment};
-pub use queue_pair::{
-    Done, HEADER_BYTES, IdleQueuePair, NoRoom, QueuePair, QueueSizes, Remote, SendWork, WorkCounts,
-    WorkStatus,
-};
+pub use queue_pair::{IdleQueuePair, QueuePair};
+pub use work::{Done, HEADER_BYTES, NoRoom, QueueSizes, Remote, SendWork, WorkCounts, WorkStatus};

@@ -12,7 +12,9 @@ use nvme_proto::rdma::ControllerConn;
 use nvme_proto::rdma::controller::{Received, Work};
 use nvme_proto::violation::Violation;
 use nvme_proto::wire::Cid;
-use nvmf_io::verbs::{Done, NoRoom, QueuePair, Registrar, Remote, SendWork, VerbsError};
+use nvmf_io::verbs::{
+    Done, LinkFailure, NoRoom, QueuePair, Registrar, Remote, SendWork, VerbsError,
+};
 use nvmf_io::{Buf, BufPool};
 
 use super::{DeviceUse, Registrars};
@@ -44,23 +46,6 @@ pub enum LinkEvent {
     Sent,
     /// The host's device gave a sign of life.
     Alive,
-}
-
-/// Why a link is of no more use.
-#[derive(Debug)]
-pub enum LinkFailure {
-    /// The host broke a rule.
-    Violation(Violation),
-    /// A work request failed, or the device did.
-    Broken(String),
-    /// Everything comes back: the host is gone.
-    Flushed,
-}
-
-impl From<VerbsError> for LinkFailure {
-    fn from(error: VerbsError) -> Self {
-        LinkFailure::Broken(error.to_string())
-    }
 }
 
 /// See the module's text.
@@ -171,7 +156,7 @@ impl Link {
                         spare.extend(data);
                         events.push(LinkEvent::Refused { cid, violation });
                     }
-                    Err(violation) => failure = Some(LinkFailure::Violation(violation)),
+                    Err(violation) => failure = Some(violation.into()),
                 }
             }
             Done::Sent { token } => {
@@ -187,10 +172,7 @@ impl Link {
                 });
             }
             Done::Failed { status, .. } => {
-                failure.get_or_insert_with(|| match status.is_flushed() {
-                    true => LinkFailure::Flushed,
-                    false => LinkFailure::Broken(status.to_string()),
-                });
+                failure.get_or_insert_with(|| status.into());
             }
         });
         device.add(qp.take_counts());

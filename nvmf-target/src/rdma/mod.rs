@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use nvmf_io::verbs::{ProtectionDomain, Registrar, RemoteAccess, WorkCounts};
 
-pub use link::{Link, LinkEvent, LinkFailure};
+pub use link::{Link, LinkEvent};
 
 /// Most data in a capsule over RDMA: every receive that is posted pins so much.
 pub const MAX_IN_CAPSULE_BYTES: u32 = 4096;

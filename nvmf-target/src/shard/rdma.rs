@@ -7,7 +7,7 @@ use nvme_proto::queue::QueueLimits;
 use nvme_proto::rdma::ControllerConn;
 use nvme_proto::wire::Cid;
 use nvmf_io::ring::Interest;
-use nvmf_io::verbs::IdleQueuePair;
+use nvmf_io::verbs::{IdleQueuePair, LinkFailure};
 
 use super::context::Context;
 use super::lifecycle::Life;
@@ -16,7 +16,7 @@ use super::queue::Queue;
 use super::slot::Phase;
 use super::token::{Purpose, QueueKey};
 use super::wire::{Rdma, Wire};
-use crate::rdma::{Link, LinkEvent, LinkFailure};
+use crate::rdma::{Link, LinkEvent};
 
 /// Completions of one queue that a turn handles.
 const COMPLETIONS_PER_TURN: usize = 256;

@@ -7,13 +7,13 @@ use std::time::Duration;
 use nvme_proto::queue::SlotId;
 use nvme_proto::wire::Sqe;
 use nvmf_io::Buf;
-use nvmf_io::verbs::VerbsError;
+use nvmf_io::verbs::{LinkFailure, VerbsError};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::super::link::rdma::{RdmaLink, end_of};
 use super::super::queue::FLUSH_WAIT_MS;
-use super::super::rdma::{Answer, LinkFailure, Memory, NotTaken as LinkNotTaken};
+use super::super::rdma::{Answer, Memory, NotTaken as LinkNotTaken};
 use super::{NotTaken, Shared, Wire};
 
 /// See the module's text.

@@ -17,8 +17,8 @@ use nvme_proto::rdma::{CmAccept, CmReject, CmRequest, HostConn};
 use nvme_proto::wire::fabrics::ConnectData;
 use nvme_proto::wire::{Cntlid, Cqe};
 use nvmf_io::verbs::{
-    CmEvent, CmEventKind, CmId, ConnectParams, EventChannel, IdleQueuePair, ProtectionDomain,
-    Registrar, VerbsError, close_removed,
+    CmEvent, CmEventKind, CmId, ConnectParams, EventChannel, IdleQueuePair, LinkFailure,
+    ProtectionDomain, Registrar, VerbsError, close_removed,
 };
 use nvmf_io::{Buf, BufPool, Errno, PoolConfig};
 use tokio::io::Interest;
@@ -31,8 +31,7 @@ use zerocopy::IntoBytes;
 use super::super::error::ConnectError;
 use super::super::message::NewWire;
 use super::super::rdma::{
-    Answer, HostLink, LinkFailure, Memory, NotTaken, SharedRegistrar, access, most_entries,
-    queue_sizes,
+    Answer, HostLink, Memory, NotTaken, SharedRegistrar, access, most_entries, queue_sizes,
 };
 use super::{QueueSpec, bounded, ended, violated};
 

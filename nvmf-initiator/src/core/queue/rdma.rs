@@ -11,10 +11,10 @@ use nvme_proto::queue::SlotId;
 use nvme_proto::rdma::HostConn;
 use nvme_proto::wire::Sqe;
 use nvmf_io::ring::Interest;
-use nvmf_io::verbs::{CmEventKind, IdleQueuePair, VerbsError, WorkCounts};
+use nvmf_io::verbs::{CmEventKind, IdleQueuePair, LinkFailure, VerbsError, WorkCounts};
 use nvmf_io::{Completion, Ring};
 
-use super::super::rdma::{Answer, HostLink, LinkFailure, Memory, NotTaken, Registrars};
+use super::super::rdma::{Answer, HostLink, Memory, NotTaken, Registrars};
 use super::{Data, Finished, Part, QueueError, Slots};
 use crate::tokens::TokenSpace;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nvme_proto::queue::{QueueLimits, SlotId, Transfer};
 use nvme_proto::rdma::ControllerConn;
 use nvme_proto::wire::{Cid, Sqe, Status};
-use nvmf_io::verbs::{IdKey, VerbsError};
+use nvmf_io::verbs::{IdKey, LinkFailure, VerbsError};
 use nvmf_io::{Buf, Errno};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::super::association::EndReason;
 use super::super::pump::Event;
 use super::{Greeted, HungUp, Service, no_memory};
-use crate::rdma::{Link, LinkEvent, LinkFailure};
+use crate::rdma::{Link, LinkEvent};
 
 /// Completions that are handled before others on the thread get their turn.
 const COMPLETIONS_PER_TURN: usize = 64;
