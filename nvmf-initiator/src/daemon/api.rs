@@ -233,7 +233,7 @@ pub struct ControllerStatus {
     pub address: String,
     /// Host NQN.
     pub hostnqn: String,
-    /// `live`, `connecting`, `lost: …` or `dead: …`.
+    /// [`LIVE`], `connecting`, `lost: …` or [`DEAD`]` …`.
     pub state: String,
     /// Identifier of the association's controller.
     pub cntlid: u16,
@@ -247,6 +247,23 @@ pub struct ControllerStatus {
     pub queues: u16,
     /// Its namespaces.
     pub namespaces: Vec<NamespaceStatus>,
+}
+
+/// The state of a controller that works.
+pub const LIVE: &str = "live";
+/// How the state of a controller begins that was given up; why is behind it.
+pub const DEAD: &str = "dead: ";
+
+impl ControllerStatus {
+    /// Whether it works.
+    pub fn is_live(&self) -> bool {
+        self.state == LIVE
+    }
+
+    /// Whether it was given up: it stays until it is disconnected.
+    pub fn is_given_up(&self) -> bool {
+        self.state.starts_with(DEAD)
+    }
 }
 
 /// A namespace as `list` shows it.

@@ -3,7 +3,6 @@
 //! It asks for a state and not for a step, so that asking again is always right: what is connected stays connected, what is
 //! being connected is waited for, and a controller that was given up is connected anew when nobody uses its devices.
 
-use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -11,15 +10,15 @@ use tokio::time::{Instant, timeout_at};
 use super::api::{
     AttachRequest, ControllerStatus, Failure, FailureKind, NamespaceStatus, Reply, Selection,
 };
-use super::attachment::{Association, LIVE};
+use super::attachment::AssociationKey;
 use super::node::Node;
 
 impl Node {
     /// Returns when this association is not being connected.
-    pub(super) async fn settled(&self, association: &Association<'_>) {
+    pub(super) async fn settled(&self, association: &AssociationKey<'_>) {
         loop {
             // Before the look, so that no change after it is missed.
-            let changed = self.changed.notified();
+            let changed = self.shared.changed.notified();
             if !self.is_connecting(association) {
                 return;
             }
@@ -28,15 +27,15 @@ impl Node {
     }
 
     /// See [`super::api::Request::Attach`].
-    pub(super) async fn attach(self: &Rc<Self>, request: AttachRequest) -> Result<Reply, Failure> {
-        let association = Association::of(&request.connect);
+    pub(super) async fn attach(&self, request: AttachRequest) -> Result<Reply, Failure> {
+        let association = AssociationKey::of(&request.connect);
         let deadline = Instant::now() + Duration::from_millis(request.timeout_ms.into());
         loop {
-            let changed = self.changed.notified();
+            let changed = self.shared.changed.notified();
             let waits_for = match self.attached(&association) {
                 Some(attachment) => {
                     let status = attachment.status();
-                    if status.state.starts_with(GIVEN_UP) {
+                    if status.is_given_up() {
                         // Refused while somebody uses a device of it: whose I/O failed must see that it did.
                         let what = Selection::Device(status.name.clone());
                         self.disconnect(&what, false).await.map_err(|failure| {
@@ -73,12 +72,9 @@ impl Node {
     }
 }
 
-/// How the state of a controller begins that was given up.
-const GIVEN_UP: &str = "dead";
-
 /// What must still be waited for, if anything.
 fn usable(request: &AttachRequest, status: &ControllerStatus) -> Result<Option<String>, Failure> {
-    if status.state != LIVE {
+    if !status.is_live() {
         return Ok(Some(status.state.clone()));
     }
     let Some(namespace) = request.namespace.find(&status.namespaces)? else {
@@ -110,7 +106,7 @@ mod tests {
     use super::*;
     use crate::address::Address;
     use crate::core::namespace::NamespaceIdentity;
-    use crate::daemon::api::{ConnectRequest, NamespaceSelector};
+    use crate::daemon::api::{ConnectRequest, LIVE, NamespaceSelector};
     use crate::host::HostIdentity;
     use crate::options::Target;
     use uuid::Uuid;

@@ -15,6 +15,8 @@
 //! | [`node`] | which controllers there are |
 //! | [`attach`] | having a namespace attached, whatever came before |
 //! | [`attachment`] | one controller with its devices |
+//! | [`served`] | the device of one namespace |
+//! | [`shared`] | what all attachments stand on |
 //! | [`shard`] | one thread that serves front ends and queues |
 //! | [`state`] | what a daemon must know of the one before it |
 //! | [`keeper`] | the process that holds descriptors and starts the daemon again |
@@ -31,7 +33,9 @@ pub mod keeper;
 pub(crate) mod names;
 pub(crate) mod node;
 pub mod serve;
+pub(crate) mod served;
 pub(crate) mod shard;
+pub(crate) mod shared;
 pub(crate) mod state;
 
 use std::path::{Path, PathBuf};

@@ -1,7 +1,6 @@
-//! The node: its shards, its controllers, and what is asked of them.
+//! The node: which controllers there are, and what is asked of them.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Child;
@@ -10,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use nvme_proto::wire::identify::Cns;
 use nvme_proto::wire::{Cntlid, Nsid};
-use tokio::sync::Notify;
 
-use super::RunDir;
-use super::api::{ConnectRequest, Failure, FailureKind, Reply, Request, Selection};
-use super::attachment::{Association, Attachment, AttachmentSpec, LIVE, Remains};
-use super::keeper::{Held, Keeper, pause_after};
-use super::shard::DeviceShard;
-use super::state::{ControllerRecord, Saver, State};
+use super::api::{ConnectRequest, Failure, FailureKind, LIVE, Reply, Request, Selection};
+use super::attachment::{AssociationKey, Attachment, AttachmentSpec};
+use super::keeper::{Held, pause_after};
+use super::served::Remains;
+use super::shared::Shared;
+use super::state::ControllerRecord;
 use crate::block::{BlockForm, DeviceError};
 use crate::core::controller::{self, Connected, ControllerInfo, ControllerSpec, Resumed};
 use crate::core::error::ConnectError;
@@ -25,50 +23,20 @@ use crate::core::message::ShardPort;
 use crate::core::scan::Which;
 
 /// See the module's text.
-pub(crate) struct Node {
-    run: RunDir,
-    shards: Vec<DeviceShard>,
-    keeper: Keeper,
+pub(super) struct Node {
+    pub shared: Rc<Shared>,
     attachments: RefCell<Vec<Rc<Attachment>>>,
     /// Targets that are being connected: a second connect meanwhile is a duplicate as well.
     connecting: RefCell<Vec<ConnectRequest>>,
-    /// Names of devices in use.
-    names: RefCell<BTreeSet<String>>,
-    next: Cell<u32>,
-    /// What the daemon before left is being taken up; the state is not written.
-    is_resuming: Cell<bool>,
-    saver: Saver,
-    /// Told whenever a controller came, went or changed.
-    pub changed: Notify,
 }
 
 impl Node {
-    pub fn new(run: RunDir, shards: Vec<DeviceShard>, keeper: Keeper) -> Rc<Node> {
+    pub fn new(shared: Rc<Shared>) -> Rc<Node> {
         Rc::new(Node {
-            run,
-            shards,
-            keeper,
+            shared,
             attachments: RefCell::default(),
             connecting: RefCell::default(),
-            names: RefCell::default(),
-            next: Cell::new(0),
-            is_resuming: Cell::new(false),
-            saver: Saver::default(),
-            changed: Notify::new(),
         })
-    }
-
-    pub fn run(&self) -> &RunDir {
-        &self.run
-    }
-
-    pub fn keeper(&self) -> &Keeper {
-        &self.keeper
-    }
-
-    /// A shard by number, round and round.
-    pub fn shard(&self, number: usize) -> &DeviceShard {
-        &self.shards[number % self.shards.len()]
     }
 
     /// Whether anything is connected or about to be.
@@ -76,46 +44,12 @@ impl Node {
         self.attachments.borrow().is_empty() && self.connecting.borrow().is_empty()
     }
 
-    /// Takes `name`, or one like it that nobody has.
-    pub fn reserve_name(&self, name: &str) -> String {
-        let mut names = self.names.borrow_mut();
-        let candidates = (2..).map(|number| format!("{name}-{number}"));
-        let free = std::iter::once(name.to_owned())
-            .chain(candidates)
-            .find(|name| !names.contains(name));
-        let free = free.expect("some number is free");
-        names.insert(free.clone());
-        free
-    }
-
-    pub fn free_name(&self, name: &str) {
-        self.names.borrow_mut().remove(name);
-    }
-
-    /// Writes down what the next daemon must know; returns when it is written.
-    pub async fn save(&self) {
-        if self.is_resuming.get() {
-            return;
-        }
-        let state = || State {
-            next: self.next.get(),
-            controllers: self
-                .attachments
-                .borrow()
-                .iter()
-                .map(|attachment| attachment.record())
-                .collect(),
-            ..State::default()
-        };
-        self.saver.save(&self.run, state).await;
-    }
-
     /// Has a keeper for as long as the daemon lives: another one when it dies, which is given everything once more.
     pub async fn keep_a_keeper(&self) {
         let (mut pause, mut since) = (Duration::ZERO, Instant::now());
         let mut child = None::<Child>;
         loop {
-            if let Err(error) = self.keeper.lost().await {
+            if let Err(error) = self.shared.keeper.lost().await {
                 tracing::warn!(%error, "cannot watch the keeper: should it die, devices may not survive this process");
                 return;
             }
@@ -130,7 +64,7 @@ impl Node {
             );
             tokio::time::sleep(pause).await;
             since = Instant::now();
-            match self.keeper.replace(&self.run) {
+            match self.shared.keeper.replace(&self.shared.run) {
                 Ok(started) => child = started,
                 Err(error) => {
                     tracing::error!(%error, "cannot start a keeper: devices may not survive this process");
@@ -139,18 +73,15 @@ impl Node {
             }
             let attachments = self.attachments.borrow().clone();
             for attachment in attachments {
-                attachment.hold_again(self).await;
+                attachment.hold_again().await;
             }
         }
     }
 
     /// Takes up what the daemon before left.
-    pub async fn resume(self: &Rc<Self>, state: State, mut held: Held) {
-        self.next.set(state.next);
+    pub async fn resume(&self, mut held: Held) {
         let mut resumed = Vec::new();
-        // Until all are taken up the file is what the daemon before wrote: true of every device, whoever dies meanwhile.
-        self.is_resuming.set(true);
-        for record in state.controllers {
+        for record in self.shared.records() {
             match self.resume_controller(&record) {
                 Ok((attachment, resuming)) => {
                     self.attachments.borrow_mut().push(attachment.clone());
@@ -158,6 +89,7 @@ impl Node {
                 }
                 Err(failure) => {
                     tracing::error!(controller = record.name, %failure, "cannot be taken up again");
+                    self.shared.forget(&record.name).await;
                 }
             }
         }
@@ -182,16 +114,15 @@ impl Node {
                     (head, info, remains)
                 })
                 .collect();
-            let node = self.clone();
             adopting.push(tokio_uring::spawn(async move {
-                for problem in attachment.adopt(&node, with_remains).await {
+                for problem in attachment.adopt(with_remains).await {
                     tracing::error!(
                         controller = attachment.name(),
                         problem,
                         "device not taken up again"
                     );
                 }
-                tokio_uring::spawn(attachment.follow(node, events));
+                tokio_uring::spawn(attachment.follow(events));
             }));
         }
         for adopted in adopting {
@@ -199,18 +130,16 @@ impl Node {
                 tracing::error!(%error, "a controller was not taken up again");
             }
         }
-        self.is_resuming.set(false);
         for (name, fds) in held {
             tracing::warn!(
                 name,
                 "descriptors of an unknown device are held; they are closed"
             );
-            if let Err(error) = self.keeper.release(&name, fds.len()) {
+            if let Err(error) = self.shared.keeper.release(&name, fds.len()) {
                 tracing::warn!(name, %error, "cannot release descriptors");
             }
         }
-        self.save().await;
-        self.changed.notify_waiters();
+        self.shared.taken_up().await;
     }
 
     fn resume_controller(
@@ -227,7 +156,7 @@ impl Node {
             .iter()
             .map(|namespace| namespace.info.clone())
             .collect();
-        let shards = record.shards.clamp(1, self.shards.len());
+        let shards = record.shards.clamp(1, self.shared.shards());
         let resumed = controller::resume(spec, shards, known);
         let info = ControllerInfo {
             cntlid: Cntlid::DYNAMIC,
@@ -237,7 +166,7 @@ impl Node {
             queues: 0,
             shards,
         };
-        let attachment = Attachment::new(AttachmentSpec {
+        let spec = AttachmentSpec {
             name: record.name.clone(),
             request: record.request.clone(),
             form,
@@ -245,13 +174,12 @@ impl Node {
             handle: resumed.handle.clone(),
             info,
             state: "connecting".to_owned(),
-            remembered: record.namespaces.clone(),
-        });
-        Ok((attachment, resumed))
+        };
+        Ok((Attachment::new(self.shared.clone(), spec), resumed))
     }
 
     fn spec(&self, request: &ConnectRequest, first_shard: usize) -> ControllerSpec {
-        let ports = (0..self.shards.len()).map(|at| self.shard(first_shard + at).port());
+        let ports = (0..self.shared.shards()).map(|at| self.shared.shard(first_shard + at).port());
         ControllerSpec {
             target: request.target.clone(),
             host: request.host.clone(),
@@ -261,7 +189,7 @@ impl Node {
     }
 
     /// Does what is asked.
-    pub async fn answer(self: &Rc<Self>, request: Request) -> Reply {
+    pub async fn answer(&self, request: Request) -> Reply {
         let result =
             match request {
                 Request::Connect(request) => self.connect(request).await,
@@ -287,26 +215,23 @@ impl Node {
     }
 
     /// The controller of an association.
-    pub(super) fn attached(&self, association: &Association<'_>) -> Option<Rc<Attachment>> {
+    pub(super) fn attached(&self, association: &AssociationKey<'_>) -> Option<Rc<Attachment>> {
         let attachments = self.attachments.borrow();
         let it = attachments
             .iter()
-            .find(|a| Association::of(a.request()) == *association);
+            .find(|a| AssociationKey::of(a.request()) == *association);
         it.cloned()
     }
 
     /// Whether it is being connected.
-    pub(super) fn is_connecting(&self, association: &Association<'_>) -> bool {
+    pub(super) fn is_connecting(&self, association: &AssociationKey<'_>) -> bool {
         let connecting = self.connecting.borrow();
         connecting
             .iter()
-            .any(|request| Association::of(request) == *association)
+            .any(|request| AssociationKey::of(request) == *association)
     }
 
-    pub(super) async fn connect(
-        self: &Rc<Self>,
-        request: ConnectRequest,
-    ) -> Result<Reply, Failure> {
+    pub(super) async fn connect(&self, request: ConnectRequest) -> Result<Reply, Failure> {
         request
             .target
             .validate()
@@ -321,7 +246,7 @@ impl Node {
         if !request.target.options.duplicate_connect {
             let target = &request.target;
             let attached = self
-                .attached(&Association::of(&request))
+                .attached(&AssociationKey::of(&request))
                 .map(|a| a.name().to_owned());
             if let Some(name) = attached {
                 let message = format!(
@@ -330,7 +255,7 @@ impl Node {
                 );
                 return Err(FailureKind::Busy.because(message));
             }
-            if self.is_connecting(&Association::of(&request)) {
+            if self.is_connecting(&AssociationKey::of(&request)) {
                 let message = format!("{} at {} is being connected", target.subnqn, target.address);
                 return Err(FailureKind::Busy.because(message));
             }
@@ -343,18 +268,17 @@ impl Node {
             .position(|other| other.target == request.target && other.host == request.host);
         connecting.swap_remove(at.expect("pushed above"));
         drop(connecting);
-        self.changed.notify_waiters();
+        self.shared.changed.notify_waiters();
         result
     }
 
     async fn connect_new(
-        self: &Rc<Self>,
+        &self,
         request: ConnectRequest,
         form: BlockForm,
     ) -> Result<Reply, Failure> {
-        let number = self.next.get();
-        self.next.set(number.wrapping_add(1));
-        let first_shard = number as usize % self.shards.len();
+        let number = self.shared.next_number();
+        let first_shard = number as usize % self.shared.shards();
         let spec = self.spec(&request, first_shard);
         let (
             Connected {
@@ -368,7 +292,7 @@ impl Node {
             .await
             .map_err(|error| failure_of(&error))?;
         tracing::info!(subnqn = request.target.subnqn, address = %request.target.address, queues = info.queues, "connected");
-        let attachment = Attachment::new(AttachmentSpec {
+        let spec = AttachmentSpec {
             name: format!("nvmf{number}"),
             request,
             form,
@@ -376,24 +300,24 @@ impl Node {
             handle,
             info,
             state: LIVE.to_owned(),
-            remembered: Vec::new(),
-        });
+        };
+        let attachment = Attachment::new(self.shared.clone(), spec);
         self.attachments.borrow_mut().push(attachment.clone());
         let count = namespaces.len();
         let namespaces = namespaces
             .into_iter()
             .map(|(head, info)| (head, info, None))
             .collect();
-        let problems = attachment.adopt(self, namespaces).await;
+        let problems = attachment.adopt(namespaces).await;
         if count > 0 && problems.len() == count {
             // Nothing of it is of any use: leave nothing behind.
-            if let Err(error) = attachment.disconnect(self, true).await {
+            if let Err(error) = attachment.disconnect(true).await {
                 tracing::warn!(%error, "a device is left behind");
             }
             self.forget(&attachment).await;
             return Err(FailureKind::System.because(problems.join("; ")));
         }
-        tokio_uring::spawn(attachment.clone().follow(self.clone(), events));
+        tokio_uring::spawn(attachment.clone().follow(events));
         Ok(Reply::Connected(attachment.status()))
     }
 
@@ -417,7 +341,7 @@ impl Node {
                 subnqn,
                 hostnqn,
             } => {
-                let association = Association {
+                let association = AssociationKey {
                     address,
                     subnqn,
                     hostnqn,
@@ -448,7 +372,7 @@ impl Node {
         let mut names = Vec::new();
         for attachment in &chosen {
             attachment
-                .disconnect(self, force)
+                .disconnect(force)
                 .await
                 .map_err(|error| failure_of_device(&error))?;
             self.forget(attachment).await;
@@ -461,8 +385,7 @@ impl Node {
         self.attachments
             .borrow_mut()
             .retain(|other| !Rc::ptr_eq(other, attachment));
-        self.save().await;
-        self.changed.notify_waiters();
+        self.shared.forget(attachment.name()).await;
     }
 
     /// The controller of this name, or behind this device, and then the namespace.

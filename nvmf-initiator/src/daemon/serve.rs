@@ -15,6 +15,7 @@ use super::api::{Envelope, Failure, FailureKind, Reply, Request, Selection, VERS
 use super::keeper::{self, Keeper};
 use super::node::Node;
 use super::shard::{DeviceShard, ShardOptions};
+use super::shared::Shared;
 use super::state::State;
 use crate::control::runtime;
 
@@ -55,7 +56,6 @@ pub fn run(run: &RunDir, options: &DaemonOptions) -> io::Result<()> {
     started.runtime.block_on(serve(
         started.node,
         started.listener,
-        started.state,
         started.held,
         options.kept,
     ))
@@ -65,7 +65,6 @@ struct Started {
     runtime: tokio_uring::Runtime,
     node: Rc<Node>,
     listener: UnixListener,
-    state: State,
     held: keeper::Held,
     /// Held as long as the daemon lives, unless the keeper has it.
     _lock: Option<std::fs::File>,
@@ -109,12 +108,11 @@ fn start(run: &RunDir, options: &DaemonOptions) -> io::Result<Started> {
     }
     // tokio's own: tokio-uring asks for SO_REUSEPORT, which newer kernels refuse for a unix socket.
     let listener = runtime.block_on(async { UnixListener::bind(&socket) })?;
-    let node = Node::new(run.clone(), shards, keeper);
+    let node = Node::new(Shared::new(run.clone(), shards, keeper, state));
     Ok(Started {
         runtime,
         node,
         listener,
-        state,
         held,
         _lock: lock,
     })
@@ -147,15 +145,14 @@ fn shards(options: &DaemonOptions) -> io::Result<Vec<DeviceShard>> {
 async fn serve(
     node: Rc<Node>,
     listener: UnixListener,
-    state: State,
     held: keeper::Held,
     may_idle: bool,
 ) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    node.resume(state, held).await;
+    node.resume(held).await;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
-    tracing::info!(run_dir = %node.run().path().display(), "ready");
+    tracing::info!(run_dir = %node.shared.run.path().display(), "ready");
     let keeping = node.clone();
     tokio_uring::spawn(async move { keeping.keep_a_keeper().await });
     let (stop, mut stopped) = tokio::sync::mpsc::channel(1);
@@ -192,7 +189,7 @@ async fn serve(
 /// Returns when nothing has been connected for a while.
 async fn idle(node: &Node) {
     loop {
-        let changed = node.changed.notified();
+        let changed = node.shared.changed.notified();
         if !node.is_idle() {
             changed.await;
         } else if timeout(IDLE_LIMIT, changed).await.is_err() && node.is_idle() {
@@ -202,7 +199,7 @@ async fn idle(node: &Node) {
 }
 
 /// Disconnects what nobody uses. Devices in use are left to the next daemon.
-async fn end(node: &Rc<Node>) {
+async fn end(node: &Node) {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     if let Reply::Failed(failure) = node
         .answer(Request::Disconnect {
@@ -215,12 +212,12 @@ async fn end(node: &Rc<Node>) {
         // Dropping a device would remove it: leave it as a crash would.
         std::process::exit(0);
     }
-    let _ = std::fs::remove_file(node.run().socket());
-    node.keeper().bye();
+    let _ = std::fs::remove_file(node.shared.run.socket());
+    node.shared.keeper.bye();
 }
 
 async fn answer(
-    node: &Rc<Node>,
+    node: &Node,
     stream: &UnixStream,
     stop: &tokio::sync::mpsc::Sender<()>,
 ) -> io::Result<()> {

@@ -46,6 +46,7 @@ pub(crate) struct ControllerRecord {
     pub namespaces: Vec<NamespaceRecord>,
 }
 
+/// All but the namespaces stays as it was when the controller of this name was connected.
 impl PartialEq for ControllerRecord {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name && self.namespaces == other.namespaces
@@ -101,6 +102,11 @@ impl State {
             return Err(bad(format!("version {}", state.version)));
         }
         Ok(state)
+    }
+
+    /// The record of the controller of this name.
+    pub fn find(&mut self, name: &str) -> Option<&mut ControllerRecord> {
+        self.controllers.iter_mut().find(|known| known.name == name)
     }
 
     /// Writes it down.
@@ -231,6 +237,7 @@ mod tests {
             "{error}"
         );
     }
+
     #[tokio::test]
     async fn a_write_whose_caller_is_gone_keeps_its_turn() {
         let folder = tempfile::tempdir().unwrap();

@@ -279,7 +279,7 @@ impl Node {
         Ok(namespace.map(|namespace| Seen {
             device: namespace.device.clone(),
             size_bytes: namespace.size_bytes,
-            fault: (controller.state != LIVE).then(|| controller.state.clone()),
+            fault: (!controller.is_live()).then(|| controller.state.clone()),
         }))
     }
 
@@ -309,9 +309,6 @@ impl Node {
         file::replace(&self.claim_path(claim), claim)
     }
 }
-
-/// The state of an association, as the daemon says it, that nothing is wrong with.
-const LIVE: &str = "live";
 
 /// The extension of a claim's file.
 const CLAIM: &str = "claim";
