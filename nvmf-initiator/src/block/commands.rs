@@ -178,6 +178,10 @@ mod tests {
         }
     }
 
+    fn answer(tag: u64, result: Result<(), Errno>) -> BlockDone {
+        BlockDone { tag, result }
+    }
+
     #[test]
     fn parts_cover_the_operation_without_gap_or_overlap() {
         let mut commands = Commands::new(LIMITS, 1);
@@ -190,37 +194,9 @@ mod tests {
         let parts: Vec<_> = out.iter().map(|r| (r.offset_bytes, r.len_bytes)).collect();
         assert_eq!(parts, [(512, 4096), (4608, 4096), (8704, 2048)]);
         let tag = out[0].tag;
-        assert!(
-            commands
-                .done(
-                    BlockDone {
-                        tag,
-                        result: Ok(())
-                    },
-                    &mut out
-                )
-                .is_none()
-        );
-        assert!(
-            commands
-                .done(
-                    BlockDone {
-                        tag,
-                        result: Ok(())
-                    },
-                    &mut out
-                )
-                .is_none()
-        );
-        let finished = commands
-            .done(
-                BlockDone {
-                    tag,
-                    result: Ok(()),
-                },
-                &mut out,
-            )
-            .unwrap();
+        assert!(commands.done(answer(tag, Ok(())), &mut out).is_none());
+        assert!(commands.done(answer(tag, Ok(())), &mut out).is_none());
+        let finished = commands.done(answer(tag, Ok(())), &mut out).unwrap();
         assert_eq!((finished.reply, finished.result), ("reply", Ok(())));
         assert_eq!(commands.open_count(), 0);
     }
@@ -236,17 +212,7 @@ mod tests {
         );
         assert_eq!(out.len(), MAX_PARTS_IN_FLIGHT as usize);
         let tag = out[0].tag;
-        assert!(
-            commands
-                .done(
-                    BlockDone {
-                        tag,
-                        result: Ok(())
-                    },
-                    &mut out
-                )
-                .is_none()
-        );
+        assert!(commands.done(answer(tag, Ok(())), &mut out).is_none());
         assert_eq!(
             out.len(),
             MAX_PARTS_IN_FLIGHT as usize + 1,
@@ -254,36 +220,14 @@ mod tests {
         );
         assert!(
             commands
-                .done(
-                    BlockDone {
-                        tag,
-                        result: Err(Errno::NOSPC)
-                    },
-                    &mut out
-                )
+                .done(answer(tag, Err(Errno::NOSPC)), &mut out)
                 .is_none()
         );
         for _ in 0..MAX_PARTS_IN_FLIGHT - 2 {
-            assert!(
-                commands
-                    .done(
-                        BlockDone {
-                            tag,
-                            result: Ok(())
-                        },
-                        &mut out
-                    )
-                    .is_none()
-            );
+            assert!(commands.done(answer(tag, Ok(())), &mut out).is_none());
         }
         let finished = commands
-            .done(
-                BlockDone {
-                    tag,
-                    result: Err(Errno::IO),
-                },
-                &mut out,
-            )
+            .done(answer(tag, Err(Errno::IO)), &mut out)
             .unwrap();
         assert_eq!(
             finished.result,
@@ -305,13 +249,7 @@ mod tests {
         assert_eq!((out.len(), out[0].op), (1, BlockOp::Flush));
         assert!(
             commands
-                .done(
-                    BlockDone {
-                        tag: out[0].tag,
-                        result: Ok(())
-                    },
-                    &mut out
-                )
+                .done(answer(out[0].tag, Ok(())), &mut out)
                 .is_some()
         );
         let finished = commands
@@ -344,36 +282,10 @@ mod tests {
             );
         }
         assert_eq!(commands.open_count(), 3);
-        assert!(
-            commands
-                .done(
-                    BlockDone {
-                        tag: 77,
-                        result: Ok(())
-                    },
-                    &mut out
-                )
-                .is_none()
-        );
-        assert!(
-            commands
-                .done(
-                    BlockDone {
-                        tag: u64::MAX,
-                        result: Ok(())
-                    },
-                    &mut out
-                )
-                .is_none()
-        );
+        assert!(commands.done(answer(77, Ok(())), &mut out).is_none());
+        assert!(commands.done(answer(u64::MAX, Ok(())), &mut out).is_none());
         for request in std::mem::take(&mut out) {
-            let finished = commands.done(
-                BlockDone {
-                    tag: request.tag,
-                    result: Ok(()),
-                },
-                &mut out,
-            );
+            let finished = commands.done(answer(request.tag, Ok(())), &mut out);
             assert!(finished.is_some());
         }
         assert_eq!(commands.open_count(), 0);

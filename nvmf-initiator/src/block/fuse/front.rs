@@ -16,13 +16,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use nvmf_io::{Buf, Completion, Errno, FileId, TxBatch};
-use zerocopy::{FromBytes, IntoBytes};
+use nvmf_io::{Buf, Completion, Errno};
+use zerocopy::IntoBytes;
 
 use super::MAX_TRANSFER_BYTES;
-use super::wire::{
-    self, FallocateMode, InHeader, InitFlags, OpenFlags, OutHeader, SetattrValid, opcode,
-};
+use super::channel::{Channel, REPLY};
+use super::demand::Demand;
+use super::message::{MESSAGE_AT, Message, PAYLOAD_AT, READER_BYTES, negotiate};
+use super::wire::{self, FallocateMode, InHeader, OpenFlags, SetattrValid, opcode};
 use crate::block::commands::{Commands, Finished, Operation};
 use crate::block::spec::Geometry;
 use crate::block::{BlockDone, BlockLimits, BlockOp, FrontEnd, FrontEndIo, TokenSpace};
@@ -33,26 +34,9 @@ const MAX_READERS: usize = super::MAX_READERS as usize;
 /// Readers of all devices of a shard together, but for one of each device: each reader's buffer has more than 1 MiB.
 const SHARD_READERS: usize = 64;
 
-/// Turns in a row in which every reader was of use, before there are more: a single stream of requests, which never
-/// feeds two, then pays for a fruitless reader only now and then.
-const BUSY_TURNS_TO_GROW: u32 = 4;
-
-/// A page: payloads start on its boundary.
-const PAYLOAD_AT: u32 = 4096;
-
-/// Where a reader's buffer is read into, so that the payload of a WRITE starts at [`PAYLOAD_AT`].
-const MESSAGE_AT: u32 = PAYLOAD_AT - wire::WRITE_HEADER_BYTES as u32;
-
-/// Room for the largest request.
-const READER_BYTES: u32 = PAYLOAD_AT + MAX_TRANSFER_BYTES;
-
 /// Payloads up to this size are copied to a buffer of their own, so that many small writes do not hold as many
 /// buffers of the largest size.
 const COPY_BYTES: u32 = 16 << 10;
-
-/// Asynchronous requests that the kernel may have open: loop devices have queues of 128, and their largest request
-/// makes two of ours. Its default of 12 would be the bottleneck.
-const MAX_BACKGROUND: u16 = 1024;
 
 /// How long the kernel may remember that the file exists and what its attributes are: they change only with a resize,
 /// which asks for them.
@@ -61,9 +45,7 @@ const VALID_SECONDS: u64 = 1 << 31;
 /// The only file.
 const FILE_NODE: u64 = 2;
 
-/// Token of replies; readers have their index.
-const REPLY: u32 = u32::MAX;
-/// Token of the poll while the device rests.
+/// Token of the poll while the device rests; readers have their index.
 const AWAKENED: u32 = u32::MAX - 1;
 
 /// What a finished command is answered with.
@@ -123,13 +105,7 @@ impl FuseFrontEnd {
         FuseFrontEnd {
             geometry,
             commands: Commands::new(limits, depth.into()),
-            channel: Channel {
-                fd: Some(channel),
-                file: None,
-                tokens: TokenSpace::new(0),
-                batches: Vec::new(),
-                replies_in_flight: 0,
-            },
+            channel: Channel::new(channel),
             readers: Default::default(),
             most_readers: usize::from(most_readers).clamp(1, MAX_READERS),
             demand: Demand::default(),
@@ -448,7 +424,7 @@ impl FuseFrontEnd {
 
     /// Submits as many readers as are worth it.
     fn read_more(&mut self, io: &mut FrontEndIo<'_>) {
-        let Some(file) = self.channel.file else {
+        let Some(file) = self.channel.file() else {
             return;
         };
         let waiting = self
@@ -474,7 +450,7 @@ impl FuseFrontEnd {
             }
             // Without a buffer the requests stay in the kernel until a later turn.
             let Some(buf) = &reader.buf else { return };
-            let token = self.channel.tokens.token(index as u32);
+            let token = self.channel.token(index as u32);
             io.ring
                 .read_message(file, buf, MESSAGE_AT..READER_BYTES, token);
             reader.in_flight = true;
@@ -483,22 +459,20 @@ impl FuseFrontEnd {
 
     /// Whether requests are open, or answers on their way.
     fn has_work(&self) -> bool {
-        self.commands.open_count() > 0
-            || self.channel.replies_in_flight > 0
-            || !self.parked.is_empty()
+        self.commands.open_count() > 0 || self.channel.is_replying() || !self.parked.is_empty()
     }
 
     fn cancel_readers(&self, io: &mut FrontEndIo<'_>) {
         for (index, reader) in self.readers.iter().enumerate() {
             if reader.in_flight {
-                io.ring.cancel(self.channel.tokens.token(index as u32));
+                io.ring.cancel(self.channel.token(index as u32));
             }
         }
     }
 
     /// Once all readers are back: with a request, and then it is served, or without, and then a poll waits for the next.
     fn fall_asleep(&mut self, io: &mut FrontEndIo<'_>) {
-        let Some(file) = self.channel.file else {
+        let Some(file) = self.channel.file() else {
             return;
         };
         if self.demand.served > 0 {
@@ -515,8 +489,7 @@ impl FuseFrontEnd {
         self.demand = Demand::default();
         self.phase = Phase::Asleep;
         self.polls = true;
-        io.ring
-            .await_message(file, self.channel.tokens.token(AWAKENED));
+        io.ring.await_message(file, self.channel.token(AWAKENED));
     }
 
     fn end(&mut self) {
@@ -531,8 +504,7 @@ impl FuseFrontEnd {
 
 impl FrontEnd for FuseFrontEnd {
     fn start(&mut self, tokens: TokenSpace, io: &mut FrontEndIo<'_>) -> io::Result<()> {
-        self.channel.tokens = tokens;
-        self.channel.file = self.channel.fd.take().map(|fd| io.ring.add_file(fd));
+        self.channel.open(tokens, io);
         Ok(())
     }
 
@@ -582,10 +554,8 @@ impl FrontEnd for FuseFrontEnd {
             Phase::FallingAsleep => self.fall_asleep(io),
             Phase::Asleep => {}
             Phase::Ended => {
-                if self.is_finished()
-                    && let Some(file) = self.channel.file.take()
-                {
-                    io.ring.remove_file(file);
+                if self.is_finished() {
+                    self.channel.close(io);
                 }
             }
         }
@@ -610,7 +580,7 @@ impl FrontEnd for FuseFrontEnd {
         self.end();
         self.cancel_readers(io);
         if self.polls {
-            io.ring.cancel(self.channel.tokens.token(AWAKENED));
+            io.ring.cancel(self.channel.token(AWAKENED));
         }
     }
 
@@ -620,177 +590,4 @@ impl FrontEnd for FuseFrontEnd {
             && !self.polls
             && self.readers.iter().all(|reader| !reader.in_flight)
     }
-}
-
-/// A request as it lies in a reader's buffer.
-struct Message {
-    header: InHeader,
-    buf: Buf,
-}
-
-impl Message {
-    /// The structure behind the header.
-    fn body<T: FromBytes + IntoBytes>(&self) -> Result<T, Errno> {
-        if (self.header.len as usize) < size_of::<InHeader>() + size_of::<T>() {
-            return Err(Errno::INVAL);
-        }
-        let mut body = T::new_zeroed();
-        self.buf.copy_out(
-            MESSAGE_AT + size_of::<InHeader>() as u32,
-            body.as_mut_bytes(),
-        );
-        Ok(body)
-    }
-
-    /// Whether what follows the header is `name` and a zero byte.
-    fn names(&self, name: &str) -> bool {
-        let start = MESSAGE_AT + size_of::<InHeader>() as u32;
-        let len = (self.header.len as usize).saturating_sub(size_of::<InHeader>());
-        let Some(bytes) = self.buf.bytes() else {
-            return false;
-        };
-        let said = &bytes[start as usize..start as usize + len];
-        said.split_last()
-            .is_some_and(|(&end, said)| end == 0 && said == name.as_bytes())
-    }
-}
-
-/// How many readers there shall be.
-struct Demand {
-    readers: usize,
-    /// Requests taken in this turn.
-    served: usize,
-    busy_turns: u32,
-}
-
-impl Default for Demand {
-    fn default() -> Self {
-        Demand {
-            readers: 1,
-            served: 0,
-            busy_turns: 0,
-        }
-    }
-}
-
-impl Demand {
-    /// Learns from the turn that ends with `waiting` readers still waiting; no more than `most` are wanted.
-    fn end_turn(&mut self, waiting: usize, most: usize) -> usize {
-        let served = std::mem::take(&mut self.served);
-        if waiting > 0 && served > 0 {
-            self.readers = served.clamp(1, self.readers);
-            self.busy_turns = 0;
-        } else if served > 0 {
-            self.busy_turns += 1;
-            if self.busy_turns >= BUSY_TURNS_TO_GROW {
-                self.readers *= 2;
-                self.busy_turns = 0;
-            }
-        }
-        self.readers = self.readers.min(most);
-        self.readers
-    }
-}
-
-/// The way back to the kernel.
-struct Channel {
-    /// Until `start`.
-    fd: Option<Arc<OwnedFd>>,
-    file: Option<FileId>,
-    tokens: TokenSpace,
-    #[expect(clippy::vec_box, reason = "the ring takes and returns boxes")]
-    batches: Vec<Box<TxBatch>>,
-    replies_in_flight: usize,
-}
-
-impl Channel {
-    fn reply_error(&mut self, unique: u64, errno: Errno, io: &mut FrontEndIo<'_>) {
-        self.send(unique, -errno.raw_os_error(), &[], None, io);
-    }
-
-    fn reply(&mut self, unique: u64, body: &[u8], io: &mut FrontEndIo<'_>) {
-        self.send(unique, 0, body, None, io);
-    }
-
-    fn reply_data(&mut self, unique: u64, buf: &Buf, len_bytes: u32, io: &mut FrontEndIo<'_>) {
-        self.send(unique, 0, &[], Some((buf, len_bytes)), io);
-    }
-
-    fn send(
-        &mut self,
-        unique: u64,
-        error: i32,
-        body: &[u8],
-        payload: Option<(&Buf, u32)>,
-        io: &mut FrontEndIo<'_>,
-    ) {
-        let Some(file) = self.file else { return };
-        let payload_bytes = payload.map_or(0, |(_, len)| len);
-        let header = OutHeader {
-            len: (size_of::<OutHeader>() + body.len()) as u32 + payload_bytes,
-            error,
-            unique,
-        };
-        let mut batch = self
-            .batches
-            .pop()
-            .unwrap_or_else(|| TxBatch::new(REPLY_HEADER_BYTES, REPLY_SEGMENTS));
-        let pushed = batch
-            .push_header(header.as_bytes())
-            .and_then(|()| batch.push_header(body))
-            .and_then(|()| payload.map_or(Ok(()), |(buf, len)| batch.push_payload(buf, 0..len)));
-        debug_assert!(pushed.is_ok(), "the largest reply fits into an empty batch");
-        self.replies_in_flight += 1;
-        io.ring
-            .write_vectored(file, 0, batch, self.tokens.token(REPLY));
-    }
-
-    fn replied(&mut self, completion: Completion) {
-        self.replies_in_flight -= 1;
-        match completion.result {
-            // NOENT: the request was withdrawn meanwhile. The others: the file system is gone, which readers report.
-            Ok(_)
-            | Err(
-                Errno::NOENT | Errno::NODEV | Errno::CONNABORTED | Errno::PERM | Errno::CANCELED,
-            ) => {}
-            Err(errno) => tracing::error!(%errno, "the kernel refused a FUSE reply"),
-        }
-        if let Some(mut batch) = completion.batch {
-            batch.clear();
-            self.batches.push(batch);
-        }
-    }
-}
-
-/// Header and the largest body, which is that of a LOOKUP.
-const REPLY_HEADER_BYTES: usize = size_of::<OutHeader>() + size_of::<wire::EntryOut>();
-/// Header with body, and payload.
-const REPLY_SEGMENTS: usize = 2;
-
-/// Our answer to the kernel's offer.
-fn negotiate(offer: &wire::InitIn) -> Result<wire::InitOut, Errno> {
-    if offer.major != wire::KERNEL_VERSION || offer.minor < wire::MIN_MINOR_VERSION {
-        tracing::error!(
-            "the kernel speaks FUSE {}.{}; 7.31 (Linux 5.2) is needed",
-            offer.major,
-            offer.minor
-        );
-        return Err(Errno::PROTO);
-    }
-    let offered =
-        InitFlags::from_bits_retain(u64::from(offer.flags2) << 32 | u64::from(offer.flags));
-    let flags = offered & InitFlags::all();
-    Ok(wire::InitOut {
-        major: wire::KERNEL_VERSION,
-        minor: wire::MINOR_VERSION.min(offer.minor),
-        max_readahead: 0,
-        flags: flags.bits() as u32,
-        flags2: (flags.bits() >> 32) as u32,
-        max_background: MAX_BACKGROUND,
-        congestion_threshold: MAX_BACKGROUND / 4 * 3,
-        max_write: MAX_TRANSFER_BYTES,
-        max_pages: (MAX_TRANSFER_BYTES / 4096) as u16,
-        time_gran: 1,
-        ..Default::default()
-    })
 }

@@ -8,8 +8,11 @@
 //! write-zeroes that may unmap, as FALLOCATE that punches a hole, whose range must read as zeroes afterwards; other
 //! write-zeroes as FALLOCATE that zeroes the range. It has no FUA: the block layer adds a flush instead.
 
+mod channel;
+mod demand;
 mod device;
 mod front;
+mod message;
 mod wire;
 
 pub(super) use device::FuseDevice;
