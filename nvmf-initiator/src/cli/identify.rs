@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use nvme_proto::wire::identify::{IdentifyController, IdentifyNamespace};
 use serde_json::{Map, Value};
-use zerocopy::FromBytes;
+use zerocopy::little_endian::U128;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A field: its name, its value, and how people like to read it.
 struct Field {
@@ -13,8 +14,8 @@ struct Field {
     text: String,
 }
 
-fn number(name: &'static str, value: impl Into<u64>) -> Field {
-    let value = value.into();
+fn number(name: &'static str, value: &(impl Into<u64> + Copy)) -> Field {
+    let value: u64 = (*value).into();
     Field {
         name,
         value: value.into(),
@@ -23,8 +24,8 @@ fn number(name: &'static str, value: impl Into<u64>) -> Field {
 }
 
 /// In hexadecimal for people; nothing set is a plain 0, as nvme-cli has it.
-fn bits(name: &'static str, value: impl Into<u64>) -> Field {
-    let value = value.into();
+fn bits(name: &'static str, value: &(impl Into<u64> + Copy)) -> Field {
+    let value: u64 = (*value).into();
     Field {
         name,
         value: value.into(),
@@ -35,28 +36,29 @@ fn bits(name: &'static str, value: impl Into<u64>) -> Field {
     }
 }
 
-fn words(name: &'static str, value: String) -> Field {
+fn words(name: &'static str, value: &impl ToString) -> Field {
     Field {
         name,
-        text: value.clone(),
-        value: value.into(),
+        text: value.to_string(),
+        value: value.to_string().into(),
     }
 }
 
 /// Numbers that JSON readers would round.
-fn wide(name: &'static str, value: u128) -> Field {
-    Field {
-        name,
-        value: value.to_string().into(),
-        text: value.to_string(),
-    }
+fn wide(name: &'static str, value: &U128) -> Field {
+    words(name, &value.get())
 }
 
-fn hex(name: &'static str, bytes: &[u8]) -> Field {
-    words(
-        name,
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-    )
+fn hex(name: &'static str, value: &(impl IntoBytes + Immutable)) -> Field {
+    let digits = value.as_bytes().iter().map(|byte| format!("{byte:02x}"));
+    words(name, &digits.collect::<String>())
+}
+
+/// Fields that are called as in the specification: how to show them, and which.
+macro_rules! fields {
+    ($of:ident: $($show:ident($($name:ident),+)),+ $(,)?) => {
+        [$($($show(stringify!($name), &$of.$name)),+),+]
+    };
 }
 
 fn render(title: &str, fields: Vec<Field>, json: bool) -> String {
@@ -86,141 +88,78 @@ pub(super) fn controller(data: &[u8], json: bool) -> String {
         .escape_default()
         .to_string();
     let ieee = u32::from_le_bytes([id.ieee[0], id.ieee[1], id.ieee[2], 0]);
-    let fields = vec![
-        bits("vid", id.vid.get()),
-        bits("ssvid", id.ssvid.get()),
-        words("sn", id.sn.to_string()),
-        words("mn", id.mn.to_string()),
-        words("fr", id.fr.to_string()),
-        number("rab", id.rab),
-        Field {
-            name: "ieee",
-            value: ieee.into(),
-            text: format!("{ieee:06x}"),
-        },
-        bits("cmic", id.cmic),
-        number("mdts", id.mdts),
-        bits("cntlid", id.cntlid.get()),
-        bits("ver", id.ver.get()),
-        bits("rtd3r", id.rtd3r.get()),
-        bits("rtd3e", id.rtd3e.get()),
-        bits("oaes", id.oaes.get()),
-        bits("ctratt", id.ctratt.get()),
-        bits("rrls", id.rrls.get()),
-        number("cntrltype", id.cntrltype),
-        words("fguid", uuid::Uuid::from_bytes(id.fguid).to_string()),
-        number("crdt1", id.crdt1.get()),
-        number("crdt2", id.crdt2.get()),
-        number("crdt3", id.crdt3.get()),
-        bits("nvmsr", id.nvmsr),
-        bits("vwci", id.vwci),
-        bits("mec", id.mec),
-        bits("oacs", id.oacs.get()),
-        number("acl", id.acl),
-        number("aerl", id.aerl),
-        bits("frmw", id.frmw),
-        bits("lpa", id.lpa),
-        number("elpe", id.elpe),
-        number("npss", id.npss),
-        bits("avscc", id.avscc),
-        bits("apsta", id.apsta),
-        number("wctemp", id.wctemp.get()),
-        number("cctemp", id.cctemp.get()),
-        number("mtfa", id.mtfa.get()),
-        number("hmpre", id.hmpre.get()),
-        number("hmmin", id.hmmin.get()),
-        wide("tnvmcap", id.tnvmcap.get()),
-        wide("unvmcap", id.unvmcap.get()),
-        bits("rpmbs", id.rpmbs.get()),
-        number("edstt", id.edstt.get()),
-        number("dsto", id.dsto),
-        number("fwug", id.fwug),
-        number("kas", id.kas.get()),
-        bits("hctma", id.hctma.get()),
-        number("mntmt", id.mntmt.get()),
-        number("mxtmt", id.mxtmt.get()),
-        bits("sanicap", id.sanicap.get()),
-        number("hmminds", id.hmminds.get()),
-        number("hmmaxd", id.hmmaxd.get()),
-        number("nsetidmax", id.nsetidmax.get()),
-        number("endgidmax", id.endgidmax.get()),
-        number("anatt", id.anatt),
-        bits("anacap", id.anacap),
-        number("anagrpmax", id.anagrpmax.get()),
-        number("nanagrpid", id.nanagrpid.get()),
-        number("pels", id.pels.get()),
-        number("domainid", id.domain_identifier.get()),
-        wide("megcap", id.megcap.get()),
-        bits("sqes", id.sqes),
-        bits("cqes", id.cqes),
-        number("maxcmd", id.maxcmd.get()),
-        number("nn", id.nn.get()),
-        bits("oncs", id.oncs.get()),
-        bits("fuses", id.fuses.get()),
-        bits("fna", id.fna),
-        bits("vwc", id.vwc),
-        number("awun", id.awun.get()),
-        number("awupf", id.awupf.get()),
-        number("icsvscc", id.icsvscc),
-        number("nwpc", id.nwpc),
-        number("acwu", id.acwu.get()),
-        bits("cdfs", id.cdfs.get()),
-        bits("sgls", id.sgls.get()),
-        number("mnan", id.mnan.get()),
-        wide("maxdna", id.maxdna.get()),
-        number("maxcna", id.maxcna.get()),
-        words("subnqn", subnqn),
-        number("ioccsz", id.ioccsz.get()),
-        number("iorcsz", id.iorcsz.get()),
-        number("icdoff", id.icdoff.get()),
-        bits("fcatt", id.fcatt),
-        number("msdbd", id.msdbd),
-        bits("ofcs", id.ofcs.get()),
-        number("dctype", id.dctype),
-    ];
+    let mut fields = Vec::from(fields![id:
+        bits(vid, ssvid),
+        words(sn, mn, fr),
+        number(rab),
+    ]);
+    fields.push(Field {
+        name: "ieee",
+        value: ieee.into(),
+        text: format!("{ieee:06x}"),
+    });
+    fields.extend(fields![id:
+        bits(cmic),
+        number(mdts),
+        bits(cntlid, ver, rtd3r, rtd3e, oaes, ctratt, rrls),
+        number(cntrltype),
+    ]);
+    fields.push(words("fguid", &uuid::Uuid::from_bytes(id.fguid)));
+    fields.extend(fields![id:
+        number(crdt1, crdt2, crdt3),
+        bits(nvmsr, vwci, mec, oacs),
+        number(acl, aerl),
+        bits(frmw, lpa),
+        number(elpe, npss),
+        bits(avscc, apsta),
+        number(wctemp, cctemp, mtfa, hmpre, hmmin),
+        wide(tnvmcap, unvmcap),
+        bits(rpmbs),
+        number(edstt, dsto, fwug, kas),
+        bits(hctma),
+        number(mntmt, mxtmt),
+        bits(sanicap),
+        number(hmminds, hmmaxd, nsetidmax, endgidmax, anatt),
+        bits(anacap),
+        number(anagrpmax, nanagrpid, pels),
+    ]);
+    fields.push(number("domainid", &id.domain_identifier));
+    fields.extend(fields![id:
+        wide(megcap),
+        bits(sqes, cqes),
+        number(maxcmd, nn),
+        bits(oncs, fuses, fna, vwc),
+        number(awun, awupf, icsvscc, nwpc, acwu),
+        bits(cdfs, sgls),
+        number(mnan),
+        wide(maxdna),
+        number(maxcna),
+    ]);
+    fields.push(words("subnqn", &subnqn));
+    fields.extend(fields![id:
+        number(ioccsz, iorcsz, icdoff),
+        bits(fcatt),
+        number(msdbd),
+        bits(ofcs),
+        number(dctype),
+    ]);
     render("NVME Identify Controller", fields, json)
 }
 
 /// Identify Namespace of the NVM command set.
 pub(super) fn namespace(data: &[u8], json: bool) -> String {
     let id = IdentifyNamespace::ref_from_bytes(data).expect("the caller has 4096 bytes");
-    let mut fields = vec![
-        bits("nsze", id.nsze.get()),
-        bits("ncap", id.ncap.get()),
-        bits("nuse", id.nuse.get()),
-        bits("nsfeat", id.nsfeat),
-        number("nlbaf", id.nlbaf),
-        bits("flbas", id.flbas),
-        bits("mc", id.mc),
-        bits("dpc", id.dpc),
-        bits("dps", id.dps),
-        bits("nmic", id.nmic),
-        bits("rescap", id.rescap),
-        bits("fpi", id.fpi),
-        bits("dlfeat", id.dlfeat),
-        number("nawun", id.nawun.get()),
-        number("nawupf", id.nawupf.get()),
-        number("nacwu", id.nacwu.get()),
-        number("nabsn", id.nabsn.get()),
-        number("nabo", id.nabo.get()),
-        number("nabspf", id.nabspf.get()),
-        number("noiob", id.noiob.get()),
-        wide("nvmcap", id.nvmcap.get()),
-        number("npwg", id.npwg.get()),
-        number("npwa", id.npwa.get()),
-        number("npdg", id.npdg.get()),
-        number("npda", id.npda.get()),
-        number("nows", id.nows.get()),
-        number("mssrl", id.mssrl.get()),
-        number("mcl", id.mcl.get()),
-        number("msrc", id.msrc),
-        number("anagrpid", id.anagrpid.get()),
-        bits("nsattr", id.nsattr),
-        number("nvmsetid", id.nvmsetid.get()),
-        number("endgid", id.endgid.get()),
-        hex("nguid", &id.nguid.0),
-        hex("eui64", &id.eui64.0),
-    ];
+    let mut fields = Vec::from(fields![id:
+        bits(nsze, ncap, nuse, nsfeat),
+        number(nlbaf),
+        bits(flbas, mc, dpc, dps, nmic, rescap, fpi, dlfeat),
+        number(nawun, nawupf, nacwu, nabsn, nabo, nabspf, noiob),
+        wide(nvmcap),
+        number(npwg, npwa, npdg, npda, nows, mssrl, mcl, msrc, anagrpid),
+        bits(nsattr),
+        number(nvmsetid, endgid),
+        hex(nguid, eui64),
+    ]);
     let in_use = id.format();
     let formats: Vec<Value> = id.lbaf[..=usize::from(id.nlbaf).min(id.lbaf.len() - 1)]
         .iter()
@@ -246,7 +185,6 @@ pub(super) fn namespace(data: &[u8], json: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zerocopy::IntoBytes;
 
     #[test]
     fn controller_fields_are_named() {
