@@ -7,8 +7,9 @@ use nvme_proto::wire::nqn::NQN_MAX_BYTES;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{ranged_size, subsystem_nqn};
+use super::ranged_size;
 use crate::config::ByteSize;
+use crate::config::nqn::subsystem_nqn;
 use crate::config::problem::{Collector, Place};
 use crate::config::rules::Unique;
 use crate::pool::config::DEFAULT_EXTENT_BYTES;

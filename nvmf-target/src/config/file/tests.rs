@@ -1,8 +1,11 @@
 //! Tests of the configuration file: what is read, and what is refused with which words.
 
 use super::*;
-use crate::config::{ApiOptions, Chosen};
+use crate::backend::BackingSpec;
+use crate::config::limits::{KeepAliveBounds, Limits, TcpOptions};
+use crate::config::{ApiOptions, Chosen, NamespaceConfig};
 use crate::model::HostAccess;
+use uuid::Uuid;
 
 fn parse_text(text: &str) -> Result<Config, Problems> {
     parse(Path::new("t.toml"), text)
@@ -571,4 +574,23 @@ fn the_api_over_tcp_is_all_there_or_refused() {
             "{text}: {found:?}"
         );
     }
+}
+
+#[test]
+fn the_documented_files_are_read_and_show_the_defaults() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/OPERATIONS.md");
+    let docs = fs::read_to_string(path).unwrap();
+    let docs = docs.replace("uuid:…", &format!("uuid:{}", Uuid::from_u128(1)));
+    let docs = docs.replace("sha256:3a5f…", &format!("sha256:{}", "3a".repeat(32)));
+    let files = docs.split("```toml\n").skip(1);
+    let files: Vec<_> = files
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
+    assert_eq!(files.len(), 3, "the file, [api.tls], and a pool");
+    for file in &files {
+        assert_eq!(messages(file), [""; 0], "{file}");
+    }
+    let config = parse_text(files[0]).unwrap();
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.tcp, TcpOptions::default());
 }
