@@ -2,18 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What happens when volumes could grow beyond the space that there is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Overcommit {
-    /// A volume, snapshot or growth that might not fit in the end is refused.
-    #[default]
-    Refuse,
-    /// It is done, and the log has a warning.
-    Warn,
-    /// It is done.
-    Allow,
-}
+pub use nvmf_rpc::types::Overcommit;
 
 /// One pool.
 #[derive(Clone, Debug, PartialEq, Eq)]

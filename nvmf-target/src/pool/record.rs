@@ -6,29 +6,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// The same words as in the management API.
+pub use nvmf_rpc::types::{Provisioning, Source};
+
 /// The version of the records that this program writes; it refuses newer ones.
 pub const RECORD_VERSION: u32 = 1;
-
-/// Whether the blocks of a volume are reserved on disk when it is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Provisioning {
-    /// A block takes space once it is written.
-    #[default]
-    Thin,
-    /// All blocks take space from the start.
-    Thick,
-}
-
-/// What a volume was copied from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Source {
-    /// The volume of this name, at the moment of copying.
-    Volume(String),
-    /// The snapshot of this name.
-    Snapshot(String),
-}
 
 /// The record of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -39,7 +39,7 @@ methods! {
     RemoveHost: "pool_remove_host" -> Volume;
 }
 
-/// What a pool does with a volume that its file system has no room to fill.
+/// What a pool does with a volume, snapshot or growth that might not fit in the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overcommit {

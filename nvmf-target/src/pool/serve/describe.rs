@@ -6,9 +6,8 @@ use std::sync::Arc;
 use nvmf_rpc::types;
 use uuid::Uuid;
 
-use super::super::config::Overcommit;
 use super::super::error::PoolError;
-use super::super::record::{SnapshotRecord, Source, VolumeRecord};
+use super::super::record::{SnapshotRecord, VolumeRecord};
 use super::super::store::Pool;
 use super::subsystem::{nguid_of, nqn_of};
 use super::{Failure, Pools, blocking};
@@ -39,11 +38,7 @@ pub(super) fn pool(pool: &Pool) -> Result<types::Pool, PoolError> {
         fs_type: pool.file_system().type_name.clone(),
         reflink: pool.file_system().reflink,
         nqn_prefix: config.nqn_prefix.clone(),
-        overcommit: match config.overcommit {
-            Overcommit::Refuse => types::Overcommit::Refuse,
-            Overcommit::Warn => types::Overcommit::Warn,
-            Overcommit::Allow => types::Overcommit::Allow,
-        },
+        overcommit: config.overcommit,
         total_bytes: usage.space.total_bytes,
         free_bytes: usage.space.free_bytes,
         allocated_bytes: usage.allocated_bytes,
@@ -109,10 +104,7 @@ impl Pools {
                     .iter()
                     .map(|nqn| nqn.as_str().to_owned())
                     .collect(),
-                source: record.source.map(|source| match source {
-                    Source::Volume(name) => types::Source::Volume(name),
-                    Source::Snapshot(name) => types::Source::Snapshot(name),
-                }),
+                source: record.source,
                 labels: record.labels,
                 created: record.created,
                 listeners: listeners.clone(),

@@ -8,7 +8,7 @@ use nvmf_rpc::{RpcError, types};
 use uuid::Uuid;
 
 use super::super::error::PoolError;
-use super::super::record::{NewVolume, Provisioning, Source, VolumeRecord};
+use super::super::record::{NewVolume, Source, VolumeRecord};
 use super::super::store::Pool;
 use super::locks::Key;
 use super::subsystem::{
@@ -28,8 +28,8 @@ impl Pools {
         let pool = Arc::clone(self.pool(&params.pool)?);
         let mut keys = vec![Key::Volume(params.pool.clone(), params.name.clone())];
         keys.extend(params.source.as_ref().map(|source| match source {
-            types::Source::Volume(name) => Key::Volume(params.pool.clone(), name.clone()),
-            types::Source::Snapshot(name) => Key::Snapshot(params.pool.clone(), name.clone()),
+            Source::Volume(name) => Key::Volume(params.pool.clone(), name.clone()),
+            Source::Snapshot(name) => Key::Snapshot(params.pool.clone(), name.clone()),
         }));
         keys.extend(params.subsystem.clone().map(Key::Subsystem));
         let _held = self.locks.take(keys).await;
@@ -93,14 +93,8 @@ impl Pools {
             name: params.name,
             size_bytes: params.size_bytes,
             block_bytes: params.block_size,
-            provisioning: match params.provisioning {
-                types::Provisioning::Thin => Provisioning::Thin,
-                types::Provisioning::Thick => Provisioning::Thick,
-            },
-            source: params.source.map(|source| match source {
-                types::Source::Volume(name) => Source::Volume(name),
-                types::Source::Snapshot(name) => Source::Snapshot(name),
-            }),
+            provisioning: params.provisioning,
+            source: params.source,
             read_only: params.read_only,
             hosts,
             labels: params.labels,
