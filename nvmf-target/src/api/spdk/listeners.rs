@@ -55,13 +55,13 @@ async fn add_listener(manager: Rc<Manager>, params: AddListener) -> Result<bool,
     }
     let target = &manager.target;
     // Before it is written down: a port that cannot be had is no part of the state.
-    let bound =
-        match target.listeners.covers(address) {
-            true => None,
-            false => Some(listeners::bind_one(&target.rdma, address).map_err(|error| {
-                RpcError::system(&format!("cannot listen on {address}"), &error)
-            })?),
-        };
+    let bound = match target.listeners.covers(address) {
+        true => None,
+        false => {
+            let bound = listeners::bind_one(&target.rdma, address);
+            Some(bound.map_err(|error| RpcError::system("listen_address", &error))?)
+        }
+    };
     // Started first, so that discovery tells of it as soon as the subsystem is served there.
     if let Some(bound) = bound {
         target.listeners.start(target, address, bound, false);
