@@ -1,7 +1,7 @@
 //! A local file or block device through io_uring: the side that a remote namespace is held against.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom};
+use std::io::{ErrorKind, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -88,6 +88,10 @@ fn open(path: &Path, spec: &JobSpec) -> Result<(File, bool)> {
                 Some(code) if code == rustix::io::Errno::INVAL.raw_os_error() && spec.direct => {
                     anyhow!("the file system refuses direct I/O: add --direct=0")
                 }
+                _ if error.kind() == ErrorKind::NotFound => anyhow!(
+                    "there is no such file; make it first: nvmf-bench --filename {} --rw write --bs 1m --size SIZE",
+                    path.display()
+                ),
                 _ => error.into(),
             })?;
     Ok((file, is_block))
@@ -213,5 +217,31 @@ impl FileEngine {
             done.push(Done { tag, result });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::Parser as _;
+
+    fn open(words: &[&str], path: &Path) -> Result<FileEngine> {
+        let cli = Cli::parse_from([&["nvmf-bench", "--direct=0"], words].concat());
+        FileEngine::open(path.to_str().unwrap(), &cli.job)
+    }
+
+    #[test]
+    fn a_file_that_is_missing_is_made_by_the_command_that_the_error_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("local.img");
+        let error = format!("{:#}", open(&["--rw", "read"], &path).err().unwrap());
+        let (_, command) = error.split_once("nvmf-bench ").unwrap();
+        let named = format!("--filename {} ", path.display());
+        let rest = command.strip_prefix(&named).unwrap();
+        let words = rest.replace("SIZE", "1m");
+        let words: Vec<_> = words.split(' ').collect();
+        open(&words, &path).unwrap();
+        open(&["--rw", "read"], &path).unwrap();
     }
 }
