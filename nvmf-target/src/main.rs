@@ -1,4 +1,4 @@
-//! `nvmf-target`: serves files, block devices, local NVMe and memory over NVMe/TCP.
+//! `nvmf-target`: serves files, block devices, local NVMe and memory over NVMe/TCP and NVMe/RDMA.
 
 use std::process::ExitCode;
 

@@ -40,7 +40,7 @@ Examples:
   nvmf-target --block /dev/sdb --listen tcp://10.0.0.5 --allow-host nqn.2014-08.org.nvmexpress:uuid:…
   nvmf-target --config /etc/nvmf-target.toml --check";
 
-/// Serves files, block devices, local NVMe and memory as NVMe namespaces over NVMe/TCP.
+/// Serves files, block devices, local NVMe and memory as NVMe namespaces over NVMe/TCP and NVMe/RDMA.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "nvmf-target", version, after_help = AFTER_HELP, max_term_width = 120)]
 pub struct Cli {

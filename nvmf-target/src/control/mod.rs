@@ -16,7 +16,8 @@
 //! | [`target`], [`shards`], [`open`], [`flush`] | the state behind it all |
 //! | [`plan`], [`reload`] | SIGHUP |
 //! | [`live`] | changes by the management API and the pools |
-//! | [`run`] | start, signals, stop |
+//! | [`watch`] | looking for files that were deleted or truncated |
+//! | [`run`], [`ready`] | start, signals, stop; telling others of it |
 
 pub mod accept;
 pub mod admin;

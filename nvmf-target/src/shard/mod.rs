@@ -14,7 +14,8 @@
 //! | `rdma` | an RDMA link |
 //! | `lifecycle` | its end, and Abort |
 //! | `slot`, `spaces` | what is known of a command, and of a namespace |
-//! | `control` | messages of the control thread |
+//! | `context`, `token` | what the queues share, and what tells their operations apart |
+//! | `message`, `control` | what the control thread says, and what becomes of it |
 //! | `handle` | starting a shard |
 
 mod context;
