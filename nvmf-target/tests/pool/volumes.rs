@@ -26,6 +26,54 @@ fn resize(name: &str, size_bytes: u64) -> ResizeVolume {
     }
 }
 
+fn text<M: Method>(params: M) -> String {
+    json!({"jsonrpc": "2.0", "method": M::NAME, "id": 1, "params": params}).to_string()
+}
+
+/// Whether a thread of the target is inside the kernel and cannot be woken.
+fn is_stuck(target: &Target) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", target.pid())).unwrap();
+    let stats = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")));
+    // A thread that ended meanwhile is not.
+    stats.flatten().any(|stat| stat.contains(") D "))
+}
+
+/// Whoever asks for a volume by its name is not told that there is none while it is being made, by somebody who went away: it would be
+/// made once more somewhere else.
+#[test]
+fn a_volume_in_the_making_is_waited_for() {
+    let Some(mut rig) = Rig::xfs("volume in the making", "") else {
+        return;
+    };
+    rig.mount.freeze();
+    let mut maker = rig.target.raw();
+    maker.send(text(CreateVolume {
+        size_bytes: Some(4 * MIB),
+        ..volume("v")
+    }));
+    let end = std::time::Instant::now() + crate::common::host::PATIENCE;
+    while !is_stuck(&rig.target) {
+        assert!(std::time::Instant::now() < end, "nothing is being made");
+        std::thread::yield_now();
+    }
+    drop(maker);
+    let mut asker = rig.target.raw();
+    asker.send(text(GetVolumes {
+        pool: None,
+        name: Some("v".into()),
+    }));
+    // Asked later and answered at once, so the first question is being answered, too.
+    assert_eq!(rig.ask(GetVolumes::default()), []);
+    let other = GetVolumes {
+        pool: Some(POOL.into()),
+        name: Some("other".into()),
+    };
+    assert_eq!(rig.ask(other), []);
+    rig.mount.thaw();
+    let answer = asker.next().unwrap();
+    assert_eq!(answer["result"][0]["name"], "v", "{answer}");
+}
+
 #[test]
 fn a_volume_is_served_grown_and_removed_live() {
     let Some(rig) = Rig::xfs("volumes live", "") else {

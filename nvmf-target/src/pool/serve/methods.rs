@@ -11,6 +11,7 @@ use nvmf_rpc::{Method, RpcError};
 
 use super::super::error::PoolError;
 use super::super::record::NewSnapshot;
+use super::locks::Key;
 use super::{Failure, Pools, blocking, describe};
 use crate::api::Methods;
 use crate::control::target::Target;
@@ -79,7 +80,7 @@ async fn get_pools(
     blocking(move || asked.iter().map(|pool| describe::pool(pool)).collect()).await
 }
 
-/// Volumes by pool and name. A pool that does not exist is an error, and so is a volume of a named pool that is damaged.
+/// Volumes by pool and name, or one that is being made under that name once it is. A pool that does not exist is an error, and so is a volume of a named pool that is damaged.
 async fn get_volumes(
     pools: Rc<Pools>,
     target: Rc<Target>,
@@ -87,6 +88,14 @@ async fn get_volumes(
 ) -> Result<Vec<Volume>, Failure> {
     let mut found = Vec::new();
     for pool in pools.pools(params.pool.as_deref())? {
+        if let Some(name) = &params.name
+            && pool.volume(name).is_err()
+        {
+            // One that is in the making is waited for: whoever asked for it and got no answer must not be told that there is none, and
+            // have it made somewhere else.
+            let key = Key::Volume(pool.config().name.clone(), name.clone());
+            drop(pools.locks.take(vec![key]).await);
+        }
         let mut records = pool.volumes();
         if let Some(name) = &params.name {
             records.retain(|record| record.name == *name);
