@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use crate::controller::Target;
+use crate::controller::Targets;
 use crate::proto::identity_server::Identity;
 use crate::proto::plugin_capability::{Service, Type, VolumeExpansion, service, volume_expansion};
 use crate::proto::{
@@ -17,7 +17,7 @@ pub const DRIVER_NAME: &str = "nvmf.csi.storage";
 #[derive(Debug)]
 pub struct IdentityService {
     /// Asked by Probe, where this is a controller.
-    pub target: Option<Target>,
+    pub targets: Option<Targets>,
     /// Whether volumes are bound to a topology.
     pub has_topology: bool,
 }
@@ -65,20 +65,15 @@ impl Identity for IdentityService {
         }))
     }
 
-    /// Not ready while the target does not answer; a node is ready whenever it answers itself, as its daemon is started on demand.
+    /// Not ready while no target answers: one that is down holds up none of the others. A node is ready whenever it answers itself, as
+    /// its daemon is started on demand.
     async fn probe(
         &self,
         _request: Request<ProbeRequest>,
     ) -> Result<Response<ProbeResponse>, Status> {
-        let ready = match &self.target {
+        let ready = match &self.targets {
             None => true,
-            Some(target) => match target.pools().await {
-                Ok(_) => true,
-                Err(error) => {
-                    tracing::warn!(%error, "not ready");
-                    false
-                }
-            },
+            Some(targets) => targets.any_answers().await?,
         };
         Ok(Response::new(ProbeResponse { ready: Some(ready) }))
     }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`proto`] | the interface, out of `proto/csi.proto` |
 //! | [`identity`] | who this is and what it can do |
-//! | [`controller`] | volumes, snapshots and grants, on the target's management API |
+//! | [`controller`] | volumes, snapshots and grants, on the targets' management APIs |
 //! | [`node`] | devices and mounts, on the initiator's daemon |
 //! | [`attributes`] | where a volume is, in the words of volume and publish contexts |
 //! | [`access`] | what a volume is to be used for |

@@ -7,13 +7,14 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
-use nvmf_csi::controller::{self, ControllerService, Target};
+use nvmf_csi::controller::targets::Segment;
+use nvmf_csi::controller::{self, ControllerService, Targets};
 use nvmf_csi::identity::IdentityService;
 use nvmf_csi::node::{self, Ephemeral, NodeService};
 use nvmf_csi::serve::{self, Services};
 use nvmf_initiator::host::HostFiles;
 use nvmf_initiator::options::ConnectOptions;
-use nvmf_rpc::{Endpoint, TlsArgs};
+use nvmf_rpc::TlsArgs;
 use nvmf_volume::{Node, NodeOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -39,25 +40,27 @@ struct Cli {
     /// What to serve.
     #[arg(long, value_enum, default_value = "all")]
     mode: Mode,
-    /// Where the target's volumes can be reached from, or where this node is, as KEY=VALUE; repeatable.
-    #[arg(long, value_parser = segment)]
-    topology: Vec<(String, String)>,
+    /// Where the target's volumes can be reached from, or where this node is, as KEY=VALUE; repeatable. TARGET:KEY=VALUE is of one
+    /// of several targets alone.
+    #[arg(long, value_name = "[TARGET:]KEY=VALUE", value_parser = Segment::written)]
+    topology: Vec<Segment>,
 
     /// The target's management API: its socket, or tls://HOST:PORT. For a controller, /run/nvmf-target/rpc.sock if none is given; a
-    /// node takes inline ephemeral volumes only with it.
-    #[arg(long, value_name = "PATH|tls://HOST:PORT", env = "NVMF_RPC")]
-    rpc: Option<String>,
+    /// node takes inline ephemeral volumes only with it. Repeatable: each further target has a name, which stays in the identifiers
+    /// of its volumes.
+    #[arg(long, value_name = "[NAME=]PATH|tls://HOST:PORT", env = "NVMF_RPC")]
+    rpc: Vec<String>,
     #[command(flatten)]
     tls: TlsArgs,
-    /// Pool of volumes whose StorageClass names none; otherwise the target's only one.
+    /// Pool of volumes whose StorageClass names none; otherwise that with the most room.
     #[arg(long)]
     pool: Option<String>,
     /// Size in bytes of volumes for which none is asked.
     #[arg(long, default_value_t = 10 << 30, value_parser = clap::value_parser!(u64).range(1..))]
     size: u64,
-    /// The target's address as nodes reach it; otherwise that of its listener.
-    #[arg(short = 'a', long)]
-    traddr: Option<String>,
+    /// The target's address as nodes reach it; otherwise that of its listener. TARGET=ADDRESS is of one of several targets alone.
+    #[arg(short = 'a', long, value_name = "[TARGET=]ADDRESS")]
+    traddr: Vec<String>,
 
     /// Node: NQN of this host, which is the node's identifier; otherwise that in /etc/nvme/hostnqn.
     #[arg(short = 'q', long)]
@@ -88,15 +91,6 @@ struct Cli {
     ctrl_loss_tmo: i32,
 }
 
-fn segment(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() && !value.is_empty() => {
-            Ok((key.to_owned(), value.to_owned()))
-        }
-        _ => Err("it is not KEY=VALUE".to_owned()),
-    }
-}
-
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -115,34 +109,38 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let endpoint = serve::endpoint(&cli.endpoint)?;
-    let topology: BTreeMap<_, _> = cli.topology.iter().cloned().collect();
-    let target = match (cli.mode, cli.rpc.as_deref()) {
-        (Mode::Node, None) => None,
-        (_, written) => {
-            let written = written.unwrap_or(nvmf_rpc::DEFAULT_SOCKET);
-            Some(Target::new(
-                Endpoint::written(written, &cli.tls).context("--rpc")?,
-            ))
-        }
+    // Of this node: what is said of no target alone.
+    let own = cli.topology.iter().filter(|s| s.target.is_none());
+    let topology: BTreeMap<_, _> = own.map(|s| (s.key.clone(), s.value.clone())).collect();
+    let mut rpc = cli.rpc.clone();
+    if rpc.is_empty() && cli.mode != Mode::Node {
+        rpc.push(nvmf_rpc::DEFAULT_SOCKET.to_owned());
+    }
+    let targets = match rpc.is_empty() {
+        true => None,
+        false => Some(Targets::written(
+            &rpc,
+            &cli.tls,
+            &cli.traddr,
+            &cli.topology,
+        )?),
     };
-    let controller = target.clone().filter(|_| cli.mode != Mode::Node);
+    let controller = targets.clone().filter(|_| cli.mode != Mode::Node);
     let services = Services {
         identity: IdentityService {
-            target: controller.clone(),
-            has_topology: !topology.is_empty(),
+            targets: controller.clone(),
+            has_topology: !cli.topology.is_empty(),
         },
-        controller: controller.map(|target| {
+        controller: controller.map(|targets| {
             let settings = controller::Settings {
                 pool: cli.pool.clone(),
                 size_bytes: cli.size,
-                traddr: cli.traddr.clone(),
-                topology: topology.clone(),
             };
-            ControllerService::new(settings, target)
+            ControllerService::new(settings, targets)
         }),
         node: match cli.mode {
             Mode::Controller => None,
-            Mode::Node | Mode::All => Some(node_service(&cli, topology, target)?),
+            Mode::Node | Mode::All => Some(node_service(&cli, topology, targets)?),
         },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -170,7 +168,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 fn node_service(
     cli: &Cli,
     topology: BTreeMap<String, String>,
-    target: Option<Target>,
+    targets: Option<Targets>,
 ) -> anyhow::Result<NodeService> {
     let connect = ConnectOptions {
         reconnect_delay: cli.reconnect_delay,
@@ -189,11 +187,10 @@ fn node_service(
         run_dir: cli.run_dir.clone(),
         topology,
         max_volumes: cli.max_volumes,
-        ephemeral: target.map(|target| Ephemeral {
-            target,
+        ephemeral: targets.map(|targets| Ephemeral {
+            targets,
             pool: cli.pool.clone(),
             size_bytes: cli.size,
-            traddr: cli.traddr.clone(),
         }),
     };
     let node = Node::new(NodeOptions {

@@ -2,7 +2,8 @@
 //!
 //! An orchestrator may use any Unicode of up to 128 bytes; a pool takes letters, digits, `.`, `_` and `-`, and what it makes of
 //! them goes into NQNs. A name that is short and plain stays as it is, any other becomes its hash; the true one is kept in a
-//! label. Identifiers are `POOL/NAME`, so that a controller without state finds what they mean.
+//! label. Identifiers are `TARGET/POOL/NAME`, so that a controller without state finds what they mean; the target `default` is
+//! left out of them, and so what a driver of one target made stays what it was when others join it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +19,10 @@ pub const MAX_FIELD_BYTES: usize = 128;
 pub const MAX_NODE_ID_BYTES: usize = 256;
 /// The longest name that is kept as it is: with a pool's name before it, it still makes an identifier and an NQN.
 const MAX_PLAIN_BYTES: usize = 56;
+/// The longest name of a target: beside the longest plain name it leaves 38 bytes of an identifier to a pool's.
+const MAX_TARGET_BYTES: usize = 32;
+/// The target of identifiers that name none: the one that the command line gives no other name.
+pub const DEFAULT_TARGET: &str = "default";
 /// So many bytes of a hash are used: enough that no two names ever share them.
 const HASH_BYTES: usize = 20;
 
@@ -47,14 +52,23 @@ pub fn given(value: &str) -> Result<&str> {
     }
 }
 
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"._-".contains(&byte)
+}
+
+fn begins_well(name: &str) -> bool {
+    let first = name.bytes().next();
+    first.is_some_and(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// Whether a target can be called so.
+pub fn is_target(name: &str) -> bool {
+    begins_well(name) && name.len() <= MAX_TARGET_BYTES && name.bytes().all(is_plain)
+}
+
 /// What the pool calls that which the orchestrator calls `name`.
 pub fn in_pool(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let begins_well = name
-        .bytes()
-        .next()
-        .is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if begins_well && name.len() <= MAX_PLAIN_BYTES && name.bytes().all(plain) {
+    if begins_well(name) && name.len() <= MAX_PLAIN_BYTES && name.bytes().all(is_plain) {
         return name.to_owned();
     }
     hashed(name)
@@ -73,6 +87,8 @@ pub fn hashed(text: &str) -> String {
 /// Identifier of a volume, a snapshot or a group of snapshots.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Id {
+    /// The target.
+    pub target: String,
     /// The pool.
     pub pool: String,
     /// The name there.
@@ -80,31 +96,59 @@ pub struct Id {
 }
 
 impl Id {
-    /// The identifier of `name` in `pool`.
-    pub fn new(pool: &str, name: &str) -> Id {
+    /// The identifier of `name` in `pool` of `target`.
+    pub fn new(target: &str, pool: &str, name: &str) -> Id {
         Id {
+            target: target.to_owned(),
             pool: pool.to_owned(),
             name: name.to_owned(),
         }
+    }
+
+    /// The identifier of another name in the same pool.
+    pub fn beside(&self, name: &str) -> Id {
+        Id::new(&self.target, &self.pool, name)
     }
 
     /// Reads one that must exist: what is no identifier of ours cannot.
     pub fn existing(what: &str, text: &str) -> Result<Id> {
         text.parse().map_err(|()| {
             Status::not_found(format!(
-                "{what} {text}: this driver's identifiers are POOL/NAME"
+                "{what} {text}: this driver's identifiers are POOL/NAME and TARGET/POOL/NAME"
             ))
         })
+    }
+
+    /// Refuses one that is longer than an orchestrator could give back.
+    pub fn check_length(&self) -> Result<()> {
+        let text = self.to_string();
+        match text.len() > MAX_FIELD_BYTES {
+            true => Err(Status::invalid_argument(format!(
+                "the identifier {text} has {} bytes; at most {MAX_FIELD_BYTES} are allowed: give the target or the pool a shorter name",
+                text.len()
+            ))),
+            false => Ok(()),
+        }
     }
 }
 
 impl FromStr for Id {
     type Err = ();
 
+    /// Each identifier has one form, so that it can be compared as a text.
     fn from_str(text: &str) -> std::result::Result<Id, ()> {
-        match text.split_once('/') {
-            Some((pool, name)) if !pool.is_empty() && !name.is_empty() && !name.contains('/') => {
-                Ok(Id::new(pool, name))
+        let parts: Vec<_> = text.split('/').collect();
+        match parts[..] {
+            [pool, name] if !pool.is_empty() && !name.is_empty() => {
+                Ok(Id::new(DEFAULT_TARGET, pool, name))
+            }
+            [target, pool, name]
+                if is_target(target)
+                    && target != DEFAULT_TARGET
+                    && !pool.is_empty()
+                    && !name.is_empty() =>
+            {
+                Ok(Id::new(target, pool, name))
             }
             _ => Err(()),
         }
@@ -113,6 +157,9 @@ impl FromStr for Id {
 
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.target != DEFAULT_TARGET {
+            write!(f, "{}/", self.target)?;
+        }
         write!(f, "{}/{}", self.pool, self.name)
     }
 }
@@ -137,12 +184,42 @@ mod tests {
 
     #[test]
     fn identifiers_go_there_and_back() {
-        let id = Id::new("fast", "pvc-1");
-        assert_eq!(id.to_string().parse(), Ok(id));
-        for text in ["", "a", "/a", "a/", "a/b/c", "/"] {
+        for (id, text) in [
+            (Id::new(DEFAULT_TARGET, "fast", "pvc-1"), "fast/pvc-1"),
+            (Id::new("east", "fast", "pvc-1"), "east/fast/pvc-1"),
+        ] {
+            assert_eq!(id.to_string(), text);
+            assert_eq!(text.parse(), Ok(id));
+        }
+        for text in [
+            "",
+            "a",
+            "/a",
+            "a/",
+            "/",
+            "a//b",
+            "/a/b",
+            "a/b/",
+            "a/b/c/d",
+            "default/a/b",
+            "-a/b/c",
+            "a b/c/d",
+        ] {
             assert_eq!(text.parse::<Id>(), Err(()), "{text}");
         }
         assert!(Id::existing("volume", "x").is_err());
+        let of = |pool: usize| Id::new("east", &"p".repeat(pool), "n").check_length();
+        assert!(of(121).is_ok() && of(122).is_err());
+    }
+
+    #[test]
+    fn names_of_targets() {
+        for name in ["east", "a", "node-1.rack_2", &"a".repeat(32)] {
+            assert!(is_target(name), "{name}");
+        }
+        for name in ["", "-a", "a/b", "a:b", "a=b", "ä", &"a".repeat(33)] {
+            assert!(!is_target(name), "{name}");
+        }
     }
 
     #[test]

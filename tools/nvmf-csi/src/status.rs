@@ -1,12 +1,13 @@
 //! From our errors to gRPC's codes. The message stays as it is: it says what is wrong, where, and what to do.
 
-use nvmf_rpc::ClientError;
 use nvmf_rpc::error::code;
 use nvmf_volume::{Error, Kind};
 use tonic::Status;
 
-/// Of what the target's management API said.
-pub fn of_target(error: &ClientError) -> Status {
+use crate::controller::target::TargetError;
+
+/// Of what a target's management API said.
+pub fn of_target(error: &TargetError) -> Status {
     let message = error.to_string();
     match error.code() {
         Some(code::NOT_FOUND | code::NO_DEVICE) => Status::not_found(message),

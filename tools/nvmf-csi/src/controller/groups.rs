@@ -7,7 +7,7 @@ use nvmf_rpc::types::{CreateSnapshots, Labels, Snapshot as PoolSnapshot, Snapsho
 use tonic::{Request, Response, Status};
 
 use super::snapshots::describe;
-use super::target::{LABEL_FS, LABEL_GROUP, LABEL_NAME};
+use super::target::{LABEL_FS, LABEL_GROUP, LABEL_NAME, Target};
 use super::{Answer, ControllerService, Inner};
 use crate::Result;
 use crate::names::{self, Id};
@@ -64,8 +64,13 @@ impl GroupController for ControllerService {
 }
 
 /// A group in the interface's words.
-fn describe_group(id: &Id, members: &[PoolSnapshot]) -> Result<VolumeGroupSnapshot> {
-    let snapshots = members.iter().map(describe).collect::<Result<Vec<_>>>()?;
+fn describe_group(
+    target: &Target,
+    id: &Id,
+    members: &[PoolSnapshot],
+) -> Result<VolumeGroupSnapshot> {
+    let snapshots = members.iter().map(|member| describe(target, member));
+    let snapshots = snapshots.collect::<Result<Vec<_>>>()?;
     Ok(VolumeGroupSnapshot {
         group_snapshot_id: id.to_string(),
         creation_time: snapshots
@@ -79,7 +84,7 @@ fn describe_group(id: &Id, members: &[PoolSnapshot]) -> Result<VolumeGroupSnapsh
 impl Inner {
     /// The snapshots of a group.
     async fn members(&self, id: &Id) -> Result<Vec<PoolSnapshot>> {
-        let mut snapshots = self.target.snapshots().await?;
+        let mut snapshots = self.targets.of(id)?.snapshots().await?;
         snapshots.retain(|snapshot| {
             snapshot.pool == id.pool
                 && snapshot
@@ -98,22 +103,29 @@ impl Inner {
         if request.source_volume_ids.is_empty() {
             return Err(Status::invalid_argument("source_volume_ids are missing"));
         }
-        let mut volumes = Vec::new();
+        let mut ids = Vec::new();
         for text in &request.source_volume_ids {
-            volumes.push(
-                self.target
-                    .existing_volume(names::required("source_volume_ids", text)?)
-                    .await?,
-            );
+            let text = names::required("source_volume_ids", text)?;
+            ids.push(Id::existing("volume", text)?);
         }
-        let pool = volumes[0].0.pool.clone();
-        if let Some((other, _)) = volumes.iter().find(|(id, _)| id.pool != pool) {
+        // Before any is asked for: writes are held by one target, in one pool, and nobody holds those of two at once.
+        let first = &ids[0];
+        if let Some(other) = ids
+            .iter()
+            .find(|id| (&id.target, &id.pool) != (&first.target, &first.pool))
+        {
             return Err(Status::failed_precondition(format!(
-                "volumes of pools {pool} and {} cannot be taken at one instant",
-                other.pool
+                "volumes {first} and {other} cannot be taken at one instant: all volumes of a group must be in one pool of one target"
             )));
         }
-        let id = Id::new(&pool, &names::in_pool(name));
+        let target = self.targets.of(first)?;
+        let id = target.id(&first.pool, &names::in_pool(name));
+        id.check_length()?;
+        let mut volumes = Vec::new();
+        for text in &request.source_volume_ids {
+            let (id, _, volume) = self.targets.existing_volume(text).await?;
+            volumes.push((id, volume));
+        }
         let _held = self.locks.hold(&format!("group {id}")).await;
         let wanted: BTreeSet<_> = volumes.iter().map(|(id, _)| id.name.clone()).collect();
         let mut members = self.members(&id).await?;
@@ -133,10 +145,10 @@ impl Inner {
                 }
             });
             let params = CreateSnapshots {
-                pool: pool.clone(),
+                pool: id.pool.clone(),
                 snapshots: specs.collect(),
             };
-            members = match self.target.call(&params).await {
+            members = match target.call(&params).await {
                 Ok(members) => members,
                 Err(error) if error.code() == Some(code::EXISTS) => self.members(&id).await?,
                 Err(error) => return Err(of_target(&error)),
@@ -147,7 +159,7 @@ impl Inner {
             .map(|snapshot| snapshot.volume.clone())
             .collect();
         match taken == wanted {
-            true => describe_group(&id, &members),
+            true => describe_group(target, &id, &members),
             false => Err(Status::already_exists(format!(
                 "there is a group {id} of other volumes: delete it, or use another name"
             ))),
@@ -159,8 +171,7 @@ impl Inner {
         let id = Id::existing("group", group)?;
         let members = self.members(&id).await?;
         let ours = |text: &String| {
-            let is =
-                |member: &PoolSnapshot| Id::new(&member.pool, &member.name).to_string() == *text;
+            let is = |member: &PoolSnapshot| id.beside(&member.name).to_string() == *text;
             members.iter().any(is)
         };
         match members.is_empty() || snapshots.iter().all(ours) {
@@ -179,7 +190,7 @@ impl Inner {
         let (id, members) = self.checked(text, &request.snapshot_ids).await?;
         match members.is_empty() {
             true => Err(Status::not_found(format!("there is no group {id}"))),
-            false => describe_group(&id, &members),
+            false => describe_group(self.targets.of(&id)?, &id, &members),
         }
     }
 
@@ -189,9 +200,9 @@ impl Inner {
             return Ok(());
         }
         let _held = self.locks.hold(&format!("group {text}")).await;
-        let (_, members) = self.checked(text, &request.snapshot_ids).await?;
+        let (id, members) = self.checked(text, &request.snapshot_ids).await?;
         for member in members {
-            self.remove(&Id::new(&member.pool, &member.name)).await?;
+            self.remove(&id.beside(&member.name)).await?;
         }
         Ok(())
     }

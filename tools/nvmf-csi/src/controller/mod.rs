@@ -1,8 +1,10 @@
-//! Volumes, snapshots and grants, on the target's management API.
+//! Volumes, snapshots and grants, on the targets' management APIs.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`target`] | that API, as far as it is needed here |
+//! | [`target`] | that API of one, as far as it is needed here |
+//! | [`targets`] | which of them an identifier means, and all of them at once |
+//! | [`placement`] | to which of them, and into which pool, a new volume goes |
 //! | [`parameters`] | what a StorageClass may say |
 //! | [`volumes`] | making, deleting, growing, granting and listing volumes |
 //! | [`snapshots`] | the same for snapshots |
@@ -14,11 +16,13 @@
 pub mod groups;
 pub mod page;
 pub mod parameters;
+pub mod placement;
 pub mod snapshots;
 pub mod target;
+pub mod targets;
 pub mod volumes;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
@@ -30,19 +34,15 @@ use crate::proto::controller_service_capability::{Rpc, Type, rpc};
 use crate::proto::*;
 use crate::secrets;
 
-pub use target::Target;
+pub use targets::Targets;
 
 /// How the controller works.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The pool of volumes whose StorageClass names none; otherwise the target's only one.
+    /// The pool of volumes whose StorageClass names none; otherwise that with the most room.
     pub pool: Option<String>,
     /// Size of volumes for which none is asked, in bytes.
     pub size_bytes: u64,
-    /// The target's address as nodes reach it, where its own listeners do not tell.
-    pub traddr: Option<String>,
-    /// From where the target's volumes can be reached; empty for everywhere.
-    pub topology: BTreeMap<String, String>,
 }
 
 /// The service.
@@ -52,16 +52,16 @@ pub struct ControllerService(Inner);
 #[derive(Debug, Clone)]
 struct Inner {
     settings: Arc<Settings>,
-    target: Target,
+    targets: Targets,
     locks: Arc<Locks>,
 }
 
 impl ControllerService {
-    /// On this target.
-    pub fn new(settings: Settings, target: Target) -> ControllerService {
+    /// On these targets.
+    pub fn new(settings: Settings, targets: Targets) -> ControllerService {
         ControllerService(Inner {
             settings: Arc::new(settings),
-            target,
+            targets,
             locks: Arc::default(),
         })
     }
@@ -70,7 +70,7 @@ impl ControllerService {
     fn asked_with(&self, secrets: &HashMap<String, String>) -> Result<Inner> {
         let mut inner = self.0.clone();
         if let Some(certificate) = secrets::certificate(secrets)? {
-            inner.target = inner.target.as_holder(certificate)?;
+            inner.targets = inner.targets.as_holder(&certificate)?;
         }
         Ok(inner)
     }

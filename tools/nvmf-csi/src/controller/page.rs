@@ -42,26 +42,32 @@ mod tests {
     use tonic::Code;
 
     fn list(names: &[&str]) -> Vec<(Id, ())> {
-        names.iter().map(|name| (Id::new("p", name), ())).collect()
+        names
+            .iter()
+            .map(|name| (name.parse().unwrap(), ()))
+            .collect()
     }
 
     #[test]
     fn pieces_make_up_the_whole() {
-        let (piece, token) = cut(list(&["a", "b", "c"]), 2, "").unwrap();
-        assert_eq!((piece, token.as_str()), (list(&["a", "b"]), "p/b"));
+        let (piece, token) = cut(list(&["p/a", "p/b", "p/c"]), 2, "").unwrap();
+        assert_eq!((piece, token.as_str()), (list(&["p/a", "p/b"]), "p/b"));
         // What the token names may be gone by then.
         assert_eq!(
-            cut(list(&["a", "c"]), 2, &token).unwrap(),
-            (list(&["c"]), String::new())
+            cut(list(&["p/a", "p/c"]), 2, &token).unwrap(),
+            (list(&["p/c"]), String::new())
         );
         assert_eq!(
-            cut(list(&["a"]), 0, "").unwrap(),
-            (list(&["a"]), String::new())
+            cut(list(&["p/a"]), 0, "").unwrap(),
+            (list(&["p/a"]), String::new())
         );
         assert_eq!(
-            cut(list(&["a"]), -1, "").unwrap_err().code(),
+            cut(list(&["p/a"]), -1, "").unwrap_err().code(),
             Code::InvalidArgument
         );
-        assert_eq!(cut(list(&["a"]), 1, "x").unwrap_err().code(), Code::Aborted);
+        assert_eq!(
+            cut(list(&["p/a"]), 1, "x").unwrap_err().code(),
+            Code::Aborted
+        );
     }
 }

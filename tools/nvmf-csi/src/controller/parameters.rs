@@ -17,6 +17,8 @@ const SIDECARS: &str = "csi.storage.k8s.io/";
 /// The parameters, read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parameters {
+    /// `target`.
+    pub target: Option<String>,
     /// `pool`.
     pub pool: Option<String>,
     /// `fsType`, where capabilities name none.
@@ -46,6 +48,7 @@ pub fn read(given: &HashMap<String, String>) -> Result<Parameters> {
     for (name, value) in given {
         let invalid = |why: String| Status::invalid_argument(format!("parameter {name}: {why}"));
         match name.as_str() {
+            "target" => parameters.target = Some(value.clone()),
             "pool" => parameters.pool = Some(value.clone()),
             FS_TYPE => {
                 let fs = value
@@ -79,8 +82,7 @@ pub fn read(given: &HashMap<String, String>) -> Result<Parameters> {
             }
             name if name.starts_with(SIDECARS) => {}
             _ => {
-                let known =
-                    "there are pool, fsType, mkfsOptions, blockSize, provisioning and transport";
+                let known = "there are target, pool, fsType, mkfsOptions, blockSize, provisioning and transport";
                 return Err(invalid(format!("unknown; {known}")));
             }
         }
@@ -100,6 +102,7 @@ mod tests {
     #[test]
     fn all_parameters() {
         let parameters = given(&[
+            ("target", "east"),
             ("pool", "fast"),
             ("fsType", "xfs"),
             ("mkfsOptions", " -i  size=512 "),
@@ -111,6 +114,7 @@ mod tests {
         assert_eq!(
             parameters.unwrap(),
             Parameters {
+                target: Some("east".into()),
                 pool: Some("fast".into()),
                 fs: Some(FsKind::Xfs),
                 mkfs_options: "-i size=512".into(),

@@ -5,14 +5,16 @@ use std::collections::HashMap;
 use nvmf_rpc::error::code;
 use nvmf_rpc::reach::LABEL_TRANSPORT;
 use nvmf_rpc::types::{
-    AddHost, CreateVolume, DeleteVolume, GetPools, GetVolumes, Labels, Overcommit, RemoveHost,
-    ResizeVolume, Source, Volume as PoolVolume,
+    AddHost, CreateVolume, DeleteVolume, Labels, RemoveHost, ResizeVolume, Source,
+    Volume as PoolVolume,
 };
 use nvmf_volume::FsKind;
+use tokio::sync::OwnedMutexGuard;
 use tonic::Status;
 
 use super::parameters::{self, Parameters};
-use super::target::{LABEL_FS, LABEL_MKFS_OPTIONS, LABEL_NAME};
+use super::placement::Scope;
+use super::target::{LABEL_FS, LABEL_MKFS_OPTIONS, LABEL_NAME, Target};
 use super::{Inner, page};
 use crate::Result;
 use crate::access::Access;
@@ -33,13 +35,17 @@ impl Inner {
                 "volumes of this driver have no mutable_parameters",
             ));
         }
-        self.reachable_from(request.accessibility_requirements.as_ref())?;
-        let (source, pool) = self
+        let source = self
             .source(request.volume_content_source.as_ref(), &parameters)
             .await?;
+        let scope = self.scope(
+            &parameters,
+            source.as_ref(),
+            request.accessibility_requirements.as_ref(),
+        )?;
         let fs = file_system(&accesses, &parameters, source.as_ref())?;
-        let id = Id::new(&pool, &names::in_pool(name));
-        let _held = self.locks.hold(&format!("volume {id}")).await;
+        let in_pool = names::in_pool(name);
+        let _held = self.lock_volume(&in_pool).await;
         let range = request.capacity_range.as_ref();
         let source_bytes = source.as_ref().map_or(0, |source| source.size_bytes);
         let least = fs.map_or(0, FsKind::min_bytes).max(source_bytes);
@@ -56,15 +62,19 @@ impl Inner {
             );
         }
         parameters.label(&mut labels);
-        // What exists decides before what would be made: another size is then "already exists", not "out of range".
-        let volume = match self.target.volume(&id).await? {
-            Some(volume) => volume,
+        // What exists decides before what would be made: another size is then "already exists", not "out of range". An earlier call
+        // may have chosen another target than this one would.
+        let known = |volume: &PoolVolume| volume.labels.get(LABEL_NAME) == labels.get(LABEL_NAME);
+        let (target, volume) = match self.targets.find(&scope, &in_pool, known).await? {
+            Some(found) => found,
             None => {
                 let size_bytes = size::choose(range, default, least)?;
-                self.fits_in_pool(&pool, size_bytes).await?;
+                let (target, pool) = self.targets.place(&scope, size_bytes).await?;
+                let id = target.id(&pool, &in_pool);
+                id.check_length()?;
                 let params = CreateVolume {
-                    pool: pool.clone(),
-                    name: id.name.clone(),
+                    pool,
+                    name: in_pool,
                     size_bytes: Some(size_bytes),
                     block_size: parameters.block_size,
                     provisioning: parameters.provisioning,
@@ -72,17 +82,24 @@ impl Inner {
                     labels: labels.clone(),
                     ..CreateVolume::default()
                 };
-                match self.target.call(&params).await {
+                let volume = match target.call(&params).await {
                     Ok(volume) => volume,
                     Err(error) if error.code() == Some(code::EXISTS) => {
-                        self.target.volume(&id).await?.ok_or_else(|| {
+                        target.volume(&id).await?.ok_or_else(|| {
                             Status::aborted(format!("volume {id} comes and goes: try again"))
                         })?
                     }
                     Err(error) => return Err(of_target(&error)),
-                }
+                };
+                (target, volume)
             }
         };
+        let id = target.id(&volume.pool, &volume.name);
+        let made_from = volume
+            .source
+            .as_ref()
+            .map(|what| (what, &id.target, &id.pool));
+        let wanted_from = source.as_ref().map(|s| (&s.what, &s.id.target, &s.id.pool));
         let differs = [
             (
                 "name",
@@ -96,7 +113,15 @@ impl Inner {
                 TRANSPORT,
                 volume.labels.get(LABEL_TRANSPORT) != labels.get(LABEL_TRANSPORT),
             ),
-            ("source", volume.source != source.map(|source| source.what)),
+            ("source", made_from != wanted_from),
+            ("target, or another accessibility", !scope.has(&target)),
+            (
+                "pool",
+                parameters
+                    .pool
+                    .as_ref()
+                    .is_some_and(|pool| *pool != volume.pool),
+            ),
             ("capacity_range", !size::fits(range, volume.size_bytes)?),
             (
                 "blockSize",
@@ -109,18 +134,23 @@ impl Inner {
             Some((what, _)) => Err(Status::already_exists(format!(
                 "there is a volume {id} of another {what}: delete it, or use another name"
             ))),
-            None => Ok(self.describe(&volume)),
+            None => Ok(describe(&target, &volume)),
         }
     }
 
-    /// What a new volume is to be made from, and the pool where.
+    /// One call on a volume at a time; those of the same name elsewhere wait, too, so that none is made twice.
+    async fn lock_volume(&self, name: &str) -> OwnedMutexGuard<()> {
+        self.locks.hold(&format!("volume {name}")).await
+    }
+
+    /// What a new volume is to be made from.
     async fn source(
         &self,
         source: Option<&VolumeContentSource>,
         parameters: &Parameters,
-    ) -> Result<(Option<Origin>, String)> {
+    ) -> Result<Option<Origin>> {
         let origin = match source.map(|source| source.r#type.as_ref()) {
-            None => None,
+            None => return Ok(None),
             Some(None) => {
                 return Err(Status::invalid_argument(
                     "volume_content_source names neither volume nor snapshot",
@@ -128,130 +158,56 @@ impl Inner {
             }
             Some(Some(volume_content_source::Type::Volume(volume))) => {
                 let text = names::required("volume_content_source.volume_id", &volume.volume_id)?;
-                let (id, volume) = self.target.existing_volume(text).await?;
-                Some(Origin {
-                    pool: id.pool,
-                    what: Source::Volume(id.name),
+                let (id, _, volume) = self.targets.existing_volume(text).await?;
+                Origin {
+                    what: Source::Volume(id.name.clone()),
+                    id,
                     size_bytes: volume.size_bytes,
                     fs: volume.labels.get(LABEL_FS).cloned(),
-                })
+                }
             }
             Some(Some(volume_content_source::Type::Snapshot(snapshot))) => {
                 let text =
                     names::required("volume_content_source.snapshot_id", &snapshot.snapshot_id)?;
-                let (id, snapshot) = self.existing_snapshot(text).await?;
-                Some(Origin {
-                    pool: id.pool,
-                    what: Source::Snapshot(id.name),
+                let (id, _, snapshot) = self.targets.existing_snapshot(text).await?;
+                Origin {
+                    what: Source::Snapshot(id.name.clone()),
+                    id,
                     size_bytes: snapshot.size_bytes,
                     fs: snapshot.labels.get(LABEL_FS).cloned(),
-                })
+                }
             }
         };
-        let asked = parameters
-            .pool
-            .clone()
-            .or_else(|| self.settings.pool.clone());
-        let pool = match (&origin, asked) {
-            (Some(origin), Some(asked)) if parameters.pool.is_some() && asked != origin.pool => {
+        for (what, is, asked) in [
+            ("target", &origin.id.target, &parameters.target),
+            ("pool", &origin.id.pool, &parameters.pool),
+        ] {
+            if let Some(asked) = asked.as_ref().filter(|asked| *asked != is) {
                 return Err(Status::invalid_argument(format!(
-                    "the source is in pool {}: a clone shares its blocks and cannot be in pool {asked}",
-                    origin.pool
+                    "the source {} is in {what} {is}: a clone shares its blocks and cannot be in {what} {asked}",
+                    origin.id
                 )));
             }
-            (Some(origin), _) => origin.pool.clone(),
-            (None, Some(asked)) => asked,
-            (None, None) => self.target.only_pool().await?,
-        };
-        Ok((origin, pool))
+        }
+        Ok(Some(origin))
     }
 
-    /// Refuses what the pool could never hold.
-    async fn fits_in_pool(&self, pool: &str, size_bytes: u64) -> Result<()> {
-        let params = GetPools {
-            name: Some(pool.to_owned()),
+    /// Where a new volume may be; a clone only beside its source.
+    fn scope(
+        &self,
+        parameters: &Parameters,
+        source: Option<&Origin>,
+        wanted: Option<&TopologyRequirement>,
+    ) -> Result<Scope> {
+        let (target, pool) = match source {
+            Some(source) => (Some(&source.id.target), Some(&source.id.pool)),
+            None => (
+                parameters.target.as_ref(),
+                parameters.pool.as_ref().or(self.settings.pool.as_ref()),
+            ),
         };
-        let pools = self
-            .target
-            .call(&params)
-            .await
-            .map_err(|error| match error.code() {
-                // A StorageClass names it, and no volume.
-                Some(code::NOT_FOUND) => Status::invalid_argument(error.to_string()),
-                _ => of_target(&error),
-            })?;
-        match pools.first() {
-            Some(pool)
-                if pool.overcommit == Overcommit::Refuse && size_bytes > pool.total_bytes =>
-            {
-                Err(Status::out_of_range(format!(
-                    "{size_bytes} bytes are more than pool {} has in all ({})",
-                    pool.name, pool.total_bytes
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses a volume that must be reachable from elsewhere alone.
-    fn reachable_from(&self, wanted: Option<&TopologyRequirement>) -> Result<()> {
-        let Some(wanted) = wanted.filter(|_| !self.settings.topology.is_empty()) else {
-            return Ok(());
-        };
-        let is_here = |topology: &Topology| {
-            let ours = &self.settings.topology;
-            topology
-                .segments
-                .iter()
-                .all(|(key, value)| ours.get(key) == Some(value))
-        };
-        match wanted.requisite.is_empty() || wanted.requisite.iter().any(is_here) {
-            true => Ok(()),
-            false => Err(Status::resource_exhausted(format!(
-                "volumes of this target can be reached from {:?} alone",
-                self.settings.topology
-            ))),
-        }
-    }
-
-    fn topology(&self) -> Vec<Topology> {
-        let segments: HashMap<_, _> = self.settings.topology.clone().into_iter().collect();
-        match segments.is_empty() {
-            true => Vec::new(),
-            false => vec![Topology { segments }],
-        }
-    }
-
-    /// A volume in the interface's words.
-    fn describe(&self, volume: &PoolVolume) -> Volume {
-        let mut volume_context = Context::new();
-        for (label, name) in [(LABEL_FS, FS_TYPE), (LABEL_MKFS_OPTIONS, MKFS_OPTIONS)] {
-            if let Some(value) = volume.labels.get(label).filter(|value| !value.is_empty()) {
-                volume_context.insert(name.to_owned(), value.clone());
-            }
-        }
-        let content_source = volume.source.as_ref().map(|source| {
-            let id = |name: &str| Id::new(&volume.pool, name).to_string();
-            VolumeContentSource {
-                r#type: Some(match source {
-                    Source::Volume(name) => volume_content_source::Type::Volume(VolumeSource {
-                        volume_id: id(name),
-                    }),
-                    Source::Snapshot(name) => {
-                        volume_content_source::Type::Snapshot(SnapshotSource {
-                            snapshot_id: id(name),
-                        })
-                    }
-                }),
-            }
-        });
-        Volume {
-            capacity_bytes: signed(volume.size_bytes),
-            volume_id: Id::new(&volume.pool, &volume.name).to_string(),
-            volume_context,
-            content_source,
-            accessible_topology: self.topology(),
-        }
+        self.targets
+            .scope(target.map(String::as_str), pool.cloned(), wanted)
     }
 
     pub(super) async fn delete_volume(&self, volume_id: &str) -> Result<()> {
@@ -260,13 +216,13 @@ impl Inner {
         let Ok(id) = text.parse::<Id>() else {
             return Ok(());
         };
-        let _held = self.locks.hold(&format!("volume {id}")).await;
+        let _held = self.lock_volume(&id.name).await;
         let params = DeleteVolume {
             pool: id.pool.clone(),
             name: id.name.clone(),
             force: false,
         };
-        match self.target.call(&params).await {
+        match self.targets.of(&id)?.call(&params).await {
             Ok(_) => Ok(()),
             Err(error) if error.code() == Some(code::NOT_FOUND) => Ok(()),
             Err(error) => Err(of_target(&error)),
@@ -287,8 +243,8 @@ impl Inner {
             return Ok(Context::new());
         }
         let id = Id::existing("volume", text)?;
-        let _held = self.locks.hold(&format!("volume {id}")).await;
-        let (_, volume) = self.target.existing_volume(text).await?;
+        let _held = self.lock_volume(&id.name).await;
+        let (_, target, volume) = self.targets.existing_volume(text).await?;
         if request.readonly && access.is_block() && !volume.read_only {
             return Err(Status::invalid_argument(
                 "a raw device cannot be published read-only: nodes could not keep to it",
@@ -316,12 +272,9 @@ impl Inner {
             name: id.name.clone(),
             host: node.to_owned(),
         };
-        let volume = self
-            .target
-            .call(&params)
-            .await
-            .map_err(|error| of_target(&error))?;
-        attributes::publish(&volume, self.settings.traddr.as_deref())
+        let volume = target.call(&params).await;
+        let volume = volume.map_err(|error| of_target(&error))?;
+        attributes::publish(&volume, target.about().traddr.as_deref())
     }
 
     /// Returns once the node's controllers are gone and its writes have finished, so that the next node reads what was written.
@@ -330,8 +283,9 @@ impl Inner {
         let Ok(id) = text.parse::<Id>() else {
             return Ok(());
         };
-        let _held = self.locks.hold(&format!("volume {id}")).await;
-        let Some(volume) = self.target.volume(&id).await? else {
+        let _held = self.lock_volume(&id.name).await;
+        let target = self.targets.of(&id)?;
+        let Some(volume) = target.volume(&id).await? else {
             return Ok(());
         };
         // No node means all of them.
@@ -345,7 +299,7 @@ impl Inner {
                 name: id.name.clone(),
                 host,
             };
-            match self.target.call(&params).await {
+            match target.call(&params).await {
                 Err(error) if error.code() == Some(code::NOT_FOUND) => {}
                 result => drop(result.map_err(|error| of_target(&error))?),
             }
@@ -362,7 +316,7 @@ impl Inner {
         if request.volume_capabilities.is_empty() {
             return Err(Status::invalid_argument("volume_capabilities are missing"));
         }
-        let (_, volume) = self.target.existing_volume(text).await?;
+        let (_, target, volume) = self.targets.existing_volume(text).await?;
         let refused = |message: String| ValidateVolumeCapabilitiesResponse {
             confirmed: None,
             message,
@@ -380,7 +334,7 @@ impl Inner {
                 )));
             }
         }
-        let context = self.describe(&volume).volume_context;
+        let context = describe(target, &volume).volume_context;
         if request
             .volume_context
             .iter()
@@ -404,21 +358,17 @@ impl Inner {
         request: ListVolumesRequest,
     ) -> Result<ListVolumesResponse> {
         use list_volumes_response::{Entry, VolumeStatus};
-        let volumes = self
-            .target
-            .call(&GetVolumes::default())
-            .await
-            .map_err(|error| of_target(&error))?;
-        let mut volumes: Vec<_> = volumes
+        let volumes = self.targets.volumes().await?;
+        let volumes = volumes
             .into_iter()
-            .filter(|volume| volume.labels.contains_key(LABEL_NAME))
-            .map(|volume| (Id::new(&volume.pool, &volume.name), volume))
-            .collect();
-        volumes.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let (volumes, next_token) =
-            page::cut(volumes, request.max_entries, &request.starting_token)?;
-        let entries = volumes.into_iter().map(|(_, volume)| Entry {
-            volume: Some(self.describe(&volume)),
+            .map(|(id, target, volume)| (id, (target, volume)));
+        let (volumes, next_token) = page::cut(
+            volumes.collect(),
+            request.max_entries,
+            &request.starting_token,
+        )?;
+        let entries = volumes.into_iter().map(|(_, (target, volume))| Entry {
+            volume: Some(describe(&target, &volume)),
             status: Some(VolumeStatus {
                 volume_condition: Some(condition(&volume)),
                 published_node_ids: volume.hosts,
@@ -433,57 +383,13 @@ impl Inner {
     pub(super) async fn get_volume(&self, volume_id: &str) -> Result<ControllerGetVolumeResponse> {
         use controller_get_volume_response::VolumeStatus;
         let text = names::required("volume_id", volume_id)?;
-        let (_, volume) = self.target.existing_volume(text).await?;
+        let (_, target, volume) = self.targets.existing_volume(text).await?;
         Ok(ControllerGetVolumeResponse {
-            volume: Some(self.describe(&volume)),
+            volume: Some(describe(target, &volume)),
             status: Some(VolumeStatus {
                 volume_condition: Some(condition(&volume)),
                 published_node_ids: volume.hosts,
             }),
-        })
-    }
-
-    pub(super) async fn capacity(
-        &self,
-        request: GetCapacityRequest,
-    ) -> Result<GetCapacityResponse> {
-        if !request.volume_capabilities.is_empty() {
-            Access::all(&request.volume_capabilities)?;
-        }
-        let parameters = parameters::read(&request.parameters)?;
-        let name = parameters.pool.or_else(|| self.settings.pool.clone());
-        let pools = match self.target.call(&GetPools { name }).await {
-            Err(error) if error.code() == Some(code::NOT_FOUND) => Vec::new(),
-            result => result.map_err(|error| of_target(&error))?,
-        };
-        let is_here = |topology: &Topology| {
-            let ours = &self.settings.topology;
-            ours.is_empty()
-                || topology
-                    .segments
-                    .iter()
-                    .all(|(key, value)| ours.get(key) == Some(value))
-        };
-        if request
-            .accessible_topology
-            .as_ref()
-            .is_some_and(|topology| !is_here(topology))
-        {
-            return Ok(GetCapacityResponse::default());
-        }
-        let available = |pool: &nvmf_rpc::types::Pool| match pool.overcommit {
-            // What is promised and not yet taken is not there for others.
-            Overcommit::Refuse => {
-                let promised = pool.provisioned_bytes.saturating_sub(pool.allocated_bytes);
-                pool.free_bytes.saturating_sub(promised)
-            }
-            Overcommit::Warn | Overcommit::Allow => pool.free_bytes,
-        };
-        let most = pools.iter().map(available).max().unwrap_or(0);
-        Ok(GetCapacityResponse {
-            available_capacity: signed(pools.iter().map(available).sum()),
-            maximum_volume_size: Some(signed(most)),
-            minimum_volume_size: None,
         })
     }
 
@@ -500,24 +406,20 @@ impl Inner {
             Access::new(request.volume_capability.as_ref())?;
         }
         let id = Id::existing("volume", text)?;
-        let _held = self.locks.hold(&format!("volume {id}")).await;
-        let (id, volume) = self.target.existing_volume(text).await?;
+        let _held = self.lock_volume(&id.name).await;
+        let (id, target, volume) = self.targets.existing_volume(text).await?;
         let size_bytes = size::choose(range, volume.size_bytes, volume.size_bytes)?;
         let capacity_bytes = match size_bytes > volume.size_bytes {
             false => volume.size_bytes,
             true => {
-                self.fits_in_pool(&id.pool, size_bytes).await?;
+                self.check_size(&id, size_bytes).await?;
                 let params = ResizeVolume {
                     pool: id.pool,
                     name: id.name,
                     size_bytes,
                 };
-                let grown = self
-                    .target
-                    .call(&params)
-                    .await
-                    .map_err(|error| of_target(&error))?;
-                grown.size_bytes
+                let grown = target.call(&params).await;
+                grown.map_err(|error| of_target(&error))?.size_bytes
             }
         };
         Ok(ControllerExpandVolumeResponse {
@@ -528,9 +430,48 @@ impl Inner {
     }
 }
 
+/// From where the volumes of a target can be reached; empty for everywhere.
+fn topology(target: &Target) -> Vec<Topology> {
+    let segments: HashMap<_, _> = target.about().topology.clone().into_iter().collect();
+    match segments.is_empty() {
+        true => Vec::new(),
+        false => vec![Topology { segments }],
+    }
+}
+
+/// A volume in the interface's words.
+fn describe(target: &Target, volume: &PoolVolume) -> Volume {
+    let mut volume_context = Context::new();
+    for (label, name) in [(LABEL_FS, FS_TYPE), (LABEL_MKFS_OPTIONS, MKFS_OPTIONS)] {
+        if let Some(value) = volume.labels.get(label).filter(|value| !value.is_empty()) {
+            volume_context.insert(name.to_owned(), value.clone());
+        }
+    }
+    let content_source = volume.source.as_ref().map(|source| {
+        let id = |name: &str| target.id(&volume.pool, name).to_string();
+        VolumeContentSource {
+            r#type: Some(match source {
+                Source::Volume(name) => volume_content_source::Type::Volume(VolumeSource {
+                    volume_id: id(name),
+                }),
+                Source::Snapshot(name) => volume_content_source::Type::Snapshot(SnapshotSource {
+                    snapshot_id: id(name),
+                }),
+            }),
+        }
+    });
+    Volume {
+        capacity_bytes: signed(volume.size_bytes),
+        volume_id: target.id(&volume.pool, &volume.name).to_string(),
+        volume_context,
+        content_source,
+        accessible_topology: topology(target),
+    }
+}
+
 /// What a volume is made from.
 struct Origin {
-    pool: String,
+    id: Id,
     what: Source,
     size_bytes: u64,
     fs: Option<String>,

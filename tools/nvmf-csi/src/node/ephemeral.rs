@@ -10,10 +10,9 @@
 
 use std::path::Path;
 
-use nvmf_rpc::ClientError;
 use nvmf_rpc::error::code;
 use nvmf_rpc::types::{
-    CreateVolume, DeleteVolume, GetVolumes, Labels, Method, RemoveHost, Volume as PoolVolume,
+    CreateVolume, DeleteVolume, Labels, Method, RemoveHost, Volume as PoolVolume,
 };
 use nvmf_volume::mountinfo::mount_at;
 use nvmf_volume::{Claim, FsKind, FsSpec, NamespaceSelector, mount};
@@ -24,9 +23,10 @@ use super::{ATTACH_LIMIT, Inner, node_error};
 use crate::Result;
 use crate::access::{Access, AccessKind};
 use crate::attributes::{self, Context, Location};
-use crate::controller::Target;
+use crate::controller::Targets;
 use crate::controller::parameters::{self, Parameters};
-use crate::controller::target::LABEL_FS;
+use crate::controller::placement::Scope;
+use crate::controller::target::{LABEL_FS, Target, TargetError};
 use crate::names;
 use crate::proto::*;
 use crate::size;
@@ -44,14 +44,12 @@ const LABEL_ID: &str = "nvmf-csi.ephemeral-id";
 /// How such volumes are made.
 #[derive(Debug, Clone)]
 pub struct Ephemeral {
-    /// On which target.
-    pub target: Target,
-    /// The pool of volumes that name none; otherwise the target's only one.
+    /// On which targets.
+    pub targets: Targets,
+    /// The pool of volumes that name none; otherwise that with the most room.
     pub pool: Option<String>,
     /// Size of volumes that name none, in bytes.
     pub size_bytes: u64,
-    /// The target's address as this node reaches it, where its own listeners do not tell.
-    pub traddr: Option<String>,
 }
 
 /// Whether this context is that of such a volume.
@@ -80,7 +78,7 @@ impl Inner {
         &self,
         target: &Target,
         params: &M,
-    ) -> std::result::Result<M::Result, ClientError> {
+    ) -> std::result::Result<M::Result, TargetError> {
         Handle::current().block_on(target.call(params))
     }
 
@@ -92,16 +90,13 @@ impl Inner {
         ))
     }
 
-    /// The volume, in whichever pool it was made.
-    fn find_ephemeral(&self, target: &Target, volume_id: &str) -> Result<Option<PoolVolume>> {
-        let params = GetVolumes {
-            pool: None,
-            name: Some(self.name_of_ephemeral(volume_id)),
-        };
-        let volumes = match self.ask(target, &params) {
-            Err(error) if error.code() == Some(code::NOT_FOUND) => Vec::new(),
-            result => result.map_err(|error| of_target(&error))?,
-        };
+    /// The volume, in whichever pool of whichever target it was made.
+    fn find_ephemeral(
+        &self,
+        targets: &Targets,
+        scope: &Scope,
+        volume_id: &str,
+    ) -> Result<Option<(Target, PoolVolume)>> {
         let is_ours = |volume: &PoolVolume| {
             volume.labels.get(LABEL_NODE) == Some(&self.settings.host.hostnqn)
                 && volume
@@ -109,7 +104,20 @@ impl Inner {
                     .get(LABEL_ID)
                     .is_some_and(|id| id == volume_id)
         };
-        Ok(volumes.into_iter().find(is_ours))
+        let name = self.name_of_ephemeral(volume_id);
+        Handle::current().block_on(targets.find(scope, &name, is_ours))
+    }
+
+    /// Where a new one may be: reachable from here.
+    fn scope_of_ephemeral(&self, settings: &Ephemeral, parameters: &Parameters) -> Result<Scope> {
+        let segments = self.settings.topology.clone().into_iter().collect();
+        let here = TopologyRequirement {
+            requisite: vec![Topology { segments }],
+            preferred: Vec::new(),
+        };
+        let pool = parameters.pool.clone().or_else(|| settings.pool.clone());
+        let target = parameters.target.as_deref();
+        settings.targets.scope(target, pool, Some(&here))
     }
 
     pub(super) fn publish_ephemeral(
@@ -137,13 +145,23 @@ impl Inner {
         let volume_id = &request.volume_id;
         let (parameters, size_bytes) = read(&request.volume_context)?;
         let fs = fs.or(parameters.fs).unwrap_or(FsKind::Ext4);
-        let (volume, is_new) = match self.find_ephemeral(&settings.target, volume_id)? {
-            Some(volume) => (volume, false),
+        let scope = self.scope_of_ephemeral(settings, &parameters)?;
+        let found = self.find_ephemeral(&settings.targets, &scope, volume_id)?;
+        let is_new = found.is_none();
+        let (target, volume) = match found {
+            Some(found) => found,
             None => {
                 let size_bytes = size_bytes.unwrap_or(settings.size_bytes);
+                let range = CapacityRange {
+                    required_bytes: size::signed(size_bytes),
+                    limit_bytes: 0,
+                };
+                let size_bytes = size::choose(Some(&range), size_bytes, fs.min_bytes())?;
+                let place = settings.targets.place(&scope, size_bytes);
+                let (target, pool) = Handle::current().block_on(place)?;
                 let volume =
-                    self.make_ephemeral(settings, volume_id, &parameters, fs, size_bytes)?;
-                (volume, true)
+                    self.make_ephemeral(&target, pool, volume_id, &parameters, fs, size_bytes)?;
+                (target, volume)
             }
         };
         let has_fs = volume.labels.get(LABEL_FS).map(String::as_str);
@@ -164,7 +182,7 @@ impl Inner {
             ..FsSpec::new(fs)
         };
         let read_only = request.readonly || access.is_read_only();
-        let mounted = self.mount_ephemeral(settings, volume_id, &volume, &spec, at, read_only);
+        let mounted = self.mount_ephemeral(&target, volume_id, &volume, &spec, at, read_only);
         if let Err(status) = mounted {
             // An orchestrator that takes the refusal for final never unpublishes. One that was there before may be in use.
             if is_new && let Err(status) = self.give_up_ephemeral(settings, volume_id, at) {
@@ -177,21 +195,14 @@ impl Inner {
 
     fn make_ephemeral(
         &self,
-        settings: &Ephemeral,
+        target: &Target,
+        pool: String,
         volume_id: &str,
         parameters: &Parameters,
         fs: FsKind,
         size_bytes: u64,
     ) -> Result<PoolVolume> {
         let hostnqn = &self.settings.host.hostnqn;
-        let pool = match parameters.pool.as_ref().or(settings.pool.as_ref()) {
-            Some(pool) => pool.clone(),
-            None => Handle::current().block_on(settings.target.only_pool())?,
-        };
-        let range = CapacityRange {
-            required_bytes: size::signed(size_bytes),
-            limit_bytes: 0,
-        };
         let mut labels = Labels::from([
             (LABEL_NODE.to_owned(), hostnqn.clone()),
             (LABEL_ID.to_owned(), volume_id.to_owned()),
@@ -201,31 +212,26 @@ impl Inner {
         let params = CreateVolume {
             pool,
             name: self.name_of_ephemeral(volume_id),
-            size_bytes: Some(size::choose(Some(&range), size_bytes, fs.min_bytes())?),
+            size_bytes: Some(size_bytes),
             block_size: parameters.block_size,
             provisioning: parameters.provisioning,
             hosts: vec![hostnqn.clone()],
             labels,
             ..CreateVolume::default()
         };
-        self.ask(&settings.target, &params)
-            .map_err(|error| match error.code() {
-                // The pod's description names it, and no volume.
-                Some(code::NOT_FOUND) => Status::invalid_argument(error.to_string()),
-                _ => of_target(&error),
-            })
+        self.ask(target, &params).map_err(|error| of_target(&error))
     }
 
     fn mount_ephemeral(
         &self,
-        settings: &Ephemeral,
+        target: &Target,
         volume_id: &str,
         volume: &PoolVolume,
         spec: &FsSpec,
         at: &Path,
         read_only: bool,
     ) -> Result<()> {
-        let published = attributes::publish(volume, settings.traddr.as_deref())?;
+        let published = attributes::publish(volume, target.about().traddr.as_deref())?;
         let location = Location::read(&Context::new(), &published)?;
         let lock = self.lock(&location)?;
         let attached = self.attach(&lock, volume_id, &location, 0, ATTACH_LIMIT)?;
@@ -274,7 +280,9 @@ impl Inner {
             let lock = self.node.lock(&claim.subnqn).map_err(node_error)?;
             self.node.detach(&lock, claim).map_err(node_error)?;
         }
-        let Some(volume) = self.find_ephemeral(&settings.target, volume_id)? else {
+        let anywhere = settings.targets.everywhere();
+        let found = self.find_ephemeral(&settings.targets, &anywhere, volume_id)?;
+        let Some((target, volume)) = found else {
             return Ok(());
         };
         let (pool, name) = (volume.pool, volume.name);
@@ -289,8 +297,8 @@ impl Inner {
             force: false,
         };
         let done = self
-            .ask(&settings.target, &fence)
-            .and_then(|_| self.ask(&settings.target, &remove));
+            .ask(&target, &fence)
+            .and_then(|_| self.ask(&target, &remove));
         match done {
             Err(error) if error.code() == Some(code::NOT_FOUND) => Ok(()),
             result => result.map(drop).map_err(|error| of_target(&error)),

@@ -11,5 +11,6 @@ mod node;
 mod pod;
 mod remote;
 mod rig;
+mod targets;
 mod tracer;
 mod writer;

@@ -108,10 +108,12 @@ async fn drivers_reach_the_targets_api_over_tls() {
     client.create_volume(request.clone()).await.unwrap();
     assert_eq!(rig.ask(&GetVolumes::default()).await.len(), 1);
     client.delete_volume(delete("fast/v")).await.unwrap();
-    // A node that makes volumes for its own pods.
+    // A node that makes volumes for its own pods, on a target with a name.
+    let mut named = words("node");
+    named[0] = format!("--rpc=east=tls://localhost:{port}");
     let node = Site {
         mode: "node",
-        arguments: words("node"),
+        arguments: named,
         ..Site::all()
     };
     let node = rig.start(&node);
@@ -284,4 +286,18 @@ async fn a_call_is_made_with_the_certificate_that_it_brings() {
     let refused = refused.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     assert!(refused.message().contains("socket"), "{refused}");
+    // Also beside one that is reached by TLS: nothing is made there as somebody else.
+    let mut arguments = words(folder.path(), &port(&rig), "driver");
+    arguments[0] = arguments[0].replace("--rpc=", "--rpc=east=");
+    arguments.push(format!("--rpc={}", rig.path("none.sock")));
+    let driver = rig.start(&Site {
+        name: "-m",
+        mode: "controller",
+        arguments,
+        ..Site::all()
+    });
+    let mut mixed = driver.controller().await;
+    let refused = mixed.create_volume(create(tenant())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("none.sock"), "{refused}");
 }

@@ -1,4 +1,4 @@
-//! A target with a pool on an XFS of its own, a node, and the driver between them, each a process of its own.
+//! Targets with a pool on an XFS of their own each, a node, and the driver between them, each a process of its own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -166,9 +166,73 @@ async fn channel(socket: &Path) -> Channel {
     endpoint.connect_with_connector(connect).await.unwrap()
 }
 
+/// A target with a pool. Its files are called by its name.
+struct Storage {
+    name: String,
+    process: Process,
+}
+
+impl Storage {
+    fn file(dir: &Path, what: &str, name: &str) -> String {
+        let file = match name {
+            "" => what.to_owned(),
+            name => format!("{what}-{name}"),
+        };
+        dir.join(file).to_str().unwrap().to_owned()
+    }
+
+    /// Makes the pool and serves it.
+    fn make(
+        dir: &Path,
+        name: &str,
+        pool_mib: u64,
+        netns: &str,
+        listen: &str,
+        lines: &str,
+    ) -> Storage {
+        let path = |what: &str| Storage::file(dir, what, name);
+        let image = std::fs::File::create(path("image")).unwrap();
+        image.set_len(pool_mib << 20).unwrap();
+        run("mkfs.xfs", &["-q", "-f", "-m", "reflink=1", &path("image")]);
+        std::fs::create_dir(path("pool")).unwrap();
+        run("mount", &["-o", "loop", &path("image"), &path("pool")]);
+        let config = format!(
+            "listen = [\"tcp://{listen}\"]\n[api]\nsocket = \"{}\"\nstate-dir = \"{}\"\n{lines}[pool.fast]\npath = \"{}\"\n\
+             nqn-prefix = \"nqn.2024-01.org.example\"\novercommit = \"allow\"\n",
+            path("rpc.sock"),
+            path("state"),
+            path("pool"),
+        );
+        std::fs::write(path("target.toml"), config).unwrap();
+        Storage {
+            process: Storage::start(dir, name, netns),
+            name: name.to_owned(),
+        }
+    }
+
+    fn start(dir: &Path, name: &str, netns: &str) -> Process {
+        let path = |what: &str| Storage::file(dir, what, name);
+        let _ = std::fs::remove_file(path("ready"));
+        let mut command = within(netns, program("nvmf-target"));
+        command.args(["--config", &path("target.toml")]);
+        command.args(["--ready-file", &path("ready")]);
+        let log = match name {
+            "" => "target.log".to_owned(),
+            name => format!("target-{name}.log"),
+        };
+        let process = Process::start(&mut command, &dir.join(log));
+        until("the target", || {
+            std::fs::metadata(path("ready")).is_ok_and(|ready| ready.len() > 0)
+        });
+        process
+    }
+}
+
 pub struct Rig {
     pub dir: TempDir,
-    target: Process,
+    /// How the driver runs that [`Rig::start_driver`] starts.
+    pub site: Site,
+    targets: Vec<Storage>,
     driver: Option<Driver>,
 }
 
@@ -196,35 +260,49 @@ impl Rig {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().to_owned();
-        let path = |name: &str| root.join(name).to_str().unwrap().to_owned();
-        std::fs::File::create(path("image"))
-            .unwrap()
-            .set_len(POOL_MIB << 20)
-            .unwrap();
-        run("mkfs.xfs", &["-q", "-f", "-m", "reflink=1", &path("image")]);
-        std::fs::create_dir(path("pool")).unwrap();
-        run("mount", &["-o", "loop", &path("image"), &path("pool")]);
-        let config = format!(
-            "listen = [\"tcp://{listen}\"]\n[api]\nsocket = \"{}\"\nstate-dir = \"{}\"\n{lines}[pool.fast]\npath = \"{}\"\n\
-             nqn-prefix = \"nqn.2024-01.org.example\"\novercommit = \"allow\"\n",
-            path("rpc.sock"),
-            path("state"),
-            path("pool"),
-        );
-        std::fs::write(path("target.toml"), config).unwrap();
-        let mut command = within(netns, program("nvmf-target"));
-        command.args(["--config", &path("target.toml")]);
-        command.args(["--ready-file", &path("ready")]);
-        let rig = Rig {
-            target: Process::start(&mut command, &dir.path().join("target.log")),
+        let target = Storage::make(dir.path(), "", POOL_MIB, netns, listen, lines);
+        Some(Rig {
             dir,
+            site: Site::all(),
+            targets: vec![target],
             driver: None,
-        };
-        until("the target", || {
-            std::fs::metadata(path("ready")).is_ok_and(|ready| ready.len() > 0)
-        });
-        Some(rig)
+        })
+    }
+
+    /// Adds a target with a larger pool, that the driver knows by this name when it is started next.
+    pub fn add_target(&mut self, name: &str) {
+        let dir = self.dir.path();
+        let target = Storage::make(dir, name, 2 * POOL_MIB, "", "127.0.0.1:0", "");
+        if self.targets.len() == 1 {
+            let first = format!("--rpc={}", self.path("rpc.sock"));
+            self.site.arguments.push(first);
+        }
+        let socket = Storage::file(self.dir.path(), "rpc.sock", name);
+        self.site.arguments.push(format!("--rpc={name}={socket}"));
+        self.targets.push(target);
+    }
+
+    /// kill -9 of a target; the first one has no name.
+    pub fn kill_target(&mut self, name: &str) {
+        let target = self.targets.iter_mut().find(|t| t.name == name);
+        target.unwrap().process.end();
+    }
+
+    /// Starts one that was killed.
+    pub fn restart_target(&mut self, name: &str) {
+        let process = Storage::start(self.dir.path(), name, "");
+        let target = self.targets.iter_mut().find(|t| t.name == name);
+        target.unwrap().process = process;
+    }
+
+    /// Takes so much of a target's pool away, and gives what was taken before back.
+    pub fn take_room(&self, name: &str, mib: u64) {
+        let filler = format!("{}/filler", Storage::file(self.dir.path(), "pool", name));
+        let file = std::fs::File::create(filler).unwrap();
+        if mib > 0 {
+            let flags = rustix::fs::FallocateFlags::empty();
+            rustix::fs::fallocate(&file, flags, 0, mib << 20).unwrap();
+        }
     }
 
     pub fn path(&self, name: &str) -> String {
@@ -270,7 +348,7 @@ impl Rig {
 
     pub fn start_driver(&mut self) {
         self.driver = None;
-        self.driver = Some(self.start(&Site::all()));
+        self.driver = Some(self.start(&self.site));
     }
 
     /// The driver's process.
@@ -310,8 +388,13 @@ impl Rig {
 
     /// The target, as its administrator sees it.
     pub async fn ask<M: nvmf_rpc::Method>(&self, params: &M) -> M::Result {
-        let client = nvmf_rpc::Client::new(self.dir.path().join("rpc.sock"));
-        client.request(params).await.unwrap()
+        self.ask_target("", params).await
+    }
+
+    /// The same of one that was added.
+    pub async fn ask_target<M: nvmf_rpc::Method>(&self, name: &str, params: &M) -> M::Result {
+        let socket = PathBuf::from(Storage::file(self.dir.path(), "rpc.sock", name));
+        nvmf_rpc::Client::new(socket).request(params).await.unwrap()
     }
 
     /// What the node's library sees.
@@ -360,7 +443,8 @@ impl Rig {
 
 /// Mounts that are the rig's, and the daemons', which stay for as long as these.
 fn is_rigs_own(at: &str) -> bool {
-    at.ends_with("/pool") || at.contains("/initiator")
+    let last = at.rsplit('/').next().unwrap_or_default();
+    last == "pool" || last.starts_with("pool-") || at.contains("/initiator")
 }
 
 /// Waits until a driver answers.
@@ -406,22 +490,29 @@ impl Drop for Rig {
                     .status();
             }
         }
-        self.target.end();
-        // The rings of a process that was killed close its files a moment after its end.
-        let end = Instant::now() + PATIENCE;
-        let pool = self.path("pool");
-        while !Command::new("umount")
-            .args(["-q", &pool])
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|s| s.success())
-        {
-            if Instant::now() > end {
-                eprintln!("{pool} stays mounted");
-                break;
-            }
-            std::thread::sleep(LOOK_EVERY);
+        for target in &mut self.targets {
+            target.process.end();
         }
+        for target in &self.targets {
+            unmount(&Storage::file(self.dir.path(), "pool", &target.name));
+        }
+    }
+}
+
+/// Unmounts a pool: the rings of a process that was killed close its files a moment after its end.
+fn unmount(pool: &str) {
+    let end = Instant::now() + PATIENCE;
+    while !Command::new("umount")
+        .args(["-q", pool])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+    {
+        if Instant::now() > end {
+            eprintln!("{pool} stays mounted");
+            break;
+        }
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 

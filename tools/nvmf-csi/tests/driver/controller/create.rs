@@ -42,6 +42,7 @@ async fn creating_and_deleting() {
         change(&mut request);
         request
     };
+    let pool = |name: &str| [("pool".to_owned(), name.to_owned())].into();
     for (request, code) in [
         (with(&|r| r.name.clear()), Code::InvalidArgument),
         (with(&|r| r.name = "x".repeat(129)), Code::InvalidArgument),
@@ -63,9 +64,10 @@ async fn creating_and_deleting() {
             Code::InvalidArgument,
         ),
         (
-            with(&|r| r.parameters = [("pool".to_owned(), "none".to_owned())].into()),
+            with(&|r| (r.name, r.parameters) = ("v2".into(), pool("none"))),
             Code::InvalidArgument,
         ),
+        (with(&|r| r.parameters = pool("none")), Code::AlreadyExists),
         (
             with(&|r| r.mutable_parameters = [("a".to_owned(), "1".to_owned())].into()),
             Code::InvalidArgument,

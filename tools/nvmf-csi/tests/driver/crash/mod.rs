@@ -3,6 +3,7 @@
 
 mod controller;
 mod node;
+mod targets;
 
 use std::future::Future;
 
@@ -12,7 +13,7 @@ use nvmf_rpc::types::GetVolumes;
 use tonic::{Response, Status};
 
 use crate::controller::{delete, publish};
-use crate::rig::{NODE, Rig, Site, mount_as, volume};
+use crate::rig::{NODE, Rig, mount_as, volume};
 use crate::tracer::{Kill, Traced};
 
 /// So often a call is made again at most: what was under way when the driver died may still be, at the target or the daemon.
@@ -53,7 +54,7 @@ async fn at_every_point(
     for round in 0..MAX_POINTS {
         calls.before(rig, round).await;
         rig.kill_driver();
-        let site = Site::all();
+        let site = rig.site.clone();
         let traced = Traced::start(rig.command(&site), &rig.socket(&site), kill, round);
         let result = calls.call(rig, round).await;
         let points = traced.end();
