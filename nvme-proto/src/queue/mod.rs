@@ -51,7 +51,7 @@ impl Transfer {
     /// `bytes` between memory of the host and the controller, moved by the transport.
     #[inline]
     pub(crate) fn by_transport(
-        sqe: &Sqe,
+        from_host: bool,
         bytes: u32,
         limits: &QueueLimits,
     ) -> Result<Self, Violation> {
@@ -61,7 +61,7 @@ impl Transfer {
                 limit: limits.max_transfer_bytes,
             });
         }
-        Ok(if sqe.is_host_to_controller() {
+        Ok(if from_host {
             Self::FromHost(bytes)
         } else {
             Self::ToHost(bytes)
@@ -87,13 +87,10 @@ impl Transfer {
     }
 }
 
-/// Over fabrics every data pointer is an SGL. In fabrics commands the byte that says so is reserved.
+/// Whether the data pointer is an SGL, as over fabrics each is. In fabrics commands the byte that says so is reserved.
 #[inline]
-pub(crate) fn check_psdt(sqe: &Sqe) -> Result<(), Violation> {
-    if !sqe.is_fabrics() && matches!(sqe.psdt(), Psdt::Prp | Psdt::Reserved) {
-        return Err(Violation::NotSgl(sqe.cid()));
-    }
-    Ok(())
+pub(crate) fn has_sgl(sqe: &Sqe) -> bool {
+    sqe.is_fabrics() || !matches!(sqe.psdt(), Psdt::Prp | Psdt::Reserved)
 }
 
 /// What a controller's queue is made with.

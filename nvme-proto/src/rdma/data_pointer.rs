@@ -5,14 +5,16 @@
 //! be longer than what its descriptor needs: hosts exist that always send the same length.
 
 use super::COMMAND_BYTES;
-use crate::queue::{QueueLimits, Transfer, check_psdt};
+use crate::queue::{QueueLimits, Transfer, has_sgl};
 use crate::violation::Violation;
 use crate::wire::Sqe;
 
 /// The transfer of a command whose message is `bytes` long.
 #[inline]
 pub(super) fn transfer(sqe: &Sqe, bytes: u32, limits: &QueueLimits) -> Result<Transfer, Violation> {
-    check_psdt(sqe)?;
+    if !has_sgl(sqe) {
+        return Err(Violation::NotSgl(sqe.cid()));
+    }
     let capsule_bytes = bytes - COMMAND_BYTES;
     let sgl = &sqe.dptr;
     let from_host = sqe.is_host_to_controller();
@@ -23,7 +25,7 @@ pub(super) fn transfer(sqe: &Sqe, bytes: u32, limits: &QueueLimits) -> Result<Tr
         return Ok(Transfer::None);
     }
     if sgl.is_keyed() {
-        return Transfer::by_transport(sqe, length, limits);
+        return Transfer::by_transport(from_host, length, limits);
     }
     if sgl.is_in_capsule() && from_host {
         let offset = sgl.address.get();

@@ -5,7 +5,7 @@
 //! away.
 
 use super::ADMIN_IN_CAPSULE_BYTES;
-use crate::queue::{QueueLimits, Transfer, check_psdt};
+use crate::queue::{QueueLimits, Transfer, has_sgl};
 use crate::violation::Violation;
 use crate::wire::Sqe;
 
@@ -26,7 +26,9 @@ pub(super) fn transfer(
     capsule_bytes: u32,
     limits: &QueueLimits,
 ) -> Result<Transfer, Violation> {
-    check_psdt(sqe)?;
+    if !has_sgl(sqe) {
+        return Err(Violation::NotSgl(sqe.cid()));
+    }
     let sgl = &sqe.dptr;
     let from_host = sqe.is_host_to_controller();
     let to_host = sqe.is_controller_to_host();
@@ -37,7 +39,7 @@ pub(super) fn transfer(
     }
     if sgl.is_transport() {
         carried(0, capsule_bytes)?;
-        return Transfer::by_transport(sqe, bytes, limits);
+        return Transfer::by_transport(from_host, bytes, limits);
     }
     if sgl.is_in_capsule() && from_host {
         let offset = sgl.address.get();
