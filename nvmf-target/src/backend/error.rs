@@ -8,7 +8,10 @@ use rustix::io::Errno;
 #[derive(Debug, thiserror::Error)]
 pub enum BackingError {
     /// The file is not there and no size was given to make it.
-    #[error("{}: no such file; give a size (PATH:SIZE) to have it made", .0.display())]
+    #[error(
+        "{path}: no such file; make it (truncate -s SIZE {path}), or give a size where the configuration names it (--file PATH:SIZE, or size) to \
+         have it made", path = .0.display()
+    )]
     Missing(PathBuf),
     /// Another target has it open, or this one under another name.
     #[error(
