@@ -24,6 +24,14 @@ const SEGMENT_BYTES: u64 = STRIPES * GRANULE_BYTES;
 /// Tries before a thread that waits for a stripe lets others run: a copy of a granule takes less than that.
 const SPINS: u32 = 200;
 
+/// A line of the processor's cache.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+const LINE_BYTES: usize = 64;
+
+/// Lines that [`SharedMemory::prefetch`] asks for: what the processor waits for before its own prefetching takes over. All of a granule was no better.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+const PREFETCHED_LINES: usize = 8;
+
 /// Sparse memory shared by threads; zero until it is written.
 ///
 /// Copies are untorn within an aligned block of up to 4096 bytes, as a device's blocks are.
@@ -148,6 +156,35 @@ impl SharedMemory {
         equal
     }
 
+    /// Copies `bytes` to `offset`.
+    pub fn write_bytes(&self, offset: u64, bytes: &[u8]) {
+        let len = u32::try_from(bytes.len()).expect("a copy is shorter than 4 GiB");
+        let mut from = bytes.as_ptr();
+        self.granules(offset, len, |to, len| {
+            // SAFETY: as in `write`; `from` goes through `bytes`, which the mapping is no part of.
+            unsafe {
+                copy_past_the_cache(from, to, len);
+                from = from.add(len);
+            }
+        });
+    }
+
+    /// Has the processor fetch the begin of what is soon copied from `offset` on, and how to get there: memory that was used long ago is in no cache, and
+    /// the rest of a copy is fetched as it goes. Nothing happens where the offset is outside.
+    #[inline]
+    pub fn prefetch(&self, offset: u64) {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        for line in 0..PREFETCHED_LINES {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let base = self.mapping.base().as_ptr();
+            let address = base.wrapping_add((offset as usize).wrapping_add(line * LINE_BYTES));
+            // SAFETY: a hint, which neither reads nor faults; SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        let _ = offset;
+    }
+
     /// Copies from `offset` into `bytes`.
     pub fn read_bytes(&self, offset: u64, bytes: &mut [u8]) {
         let len = u32::try_from(bytes.len()).expect("a copy is shorter than 4 GiB");
@@ -246,13 +283,12 @@ impl SharedMemory {
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 unsafe fn copy_past_the_cache(from: *const u8, to: *mut u8, len: usize) {
     use std::arch::x86_64::{_mm_loadu_si128, _mm_sfence, _mm_stream_si128};
-    const LINE: usize = 64;
-    const PIECE: usize = LINE / 4;
-    if !to.addr().is_multiple_of(LINE) || !len.is_multiple_of(LINE) {
+    const PIECE: usize = LINE_BYTES / 4;
+    if !to.addr().is_multiple_of(LINE_BYTES) || !len.is_multiple_of(LINE_BYTES) {
         // SAFETY: passed on.
         return unsafe { std::ptr::copy_nonoverlapping(from, to, len) };
     }
-    for at in (0..len).step_by(LINE) {
+    for at in (0..len).step_by(LINE_BYTES) {
         // SAFETY: a line at `at` lies within `len`, which is a multiple of lines, on both sides; SSE2 is part of x86-64. Stores are to
         // aligned addresses, loads need no alignment.
         unsafe {
@@ -320,6 +356,21 @@ mod tests {
     }
 
     #[test]
+    fn bytes_of_others_are_copied_across_granules_too() {
+        let memory = SharedMemory::new(64 * KIB).unwrap();
+        let written: Vec<u8> = (0..10_000u32).map(|at| (at % 251) as u8).collect();
+        for (offset, range) in [(4000, 5..9_995), (8192, 0..4096), (8192, 1..4097)] {
+            memory.write_bytes(offset, &written[range.clone()]);
+            memory.prefetch(offset);
+            assert_eq!(bytes(&memory, offset, range.len()), written[range]);
+        }
+        memory.write_bytes(64 * KIB, &[]);
+        for outside in [64 * KIB, 1 << 40, u64::MAX] {
+            memory.prefetch(outside);
+        }
+    }
+
+    #[test]
     fn clearing_is_exact() {
         let pool = BufPool::new(&PoolConfig::default());
         let buf = pool.alloc(32 << 10).unwrap();
@@ -363,6 +414,8 @@ mod tests {
         assert!(!out(8000..8192));
         assert!(out(8000..8193));
         assert!(out(u64::MAX - 1..u64::MAX));
+        let write = || memory.write_bytes(8000, &[0; 193]);
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(write)).is_err());
         assert!(SharedMemory::new(0).is_err());
     }
 

@@ -90,6 +90,35 @@ impl Backend {
         }
     }
 
+    /// Whether `op` is a read that is worth being waited with until the processor has fetched where it begins, which it was asked for now.
+    #[inline]
+    pub fn prefetch(&self, op: &BackendOp) -> bool {
+        let (Self::Memory(memory), BackendOp::Read { offset_bytes, .. }) = (self, op) else {
+            return false;
+        };
+        memory.prefetch(*offset_bytes);
+        true
+    }
+
+    /// Executes a write whose `data` are all here but not in its buffer. `false`: nothing was done, it needs the buffer.
+    #[inline]
+    pub fn write_in_place(&self, op: &BackendOp, data: &[u8]) -> bool {
+        match (self, *op) {
+            (
+                Self::Memory(memory),
+                BackendOp::Write {
+                    offset_bytes,
+                    len_bytes,
+                    ..
+                },
+            ) if data.len() == len_bytes as usize => {
+                memory.write_bytes(offset_bytes, data);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Starts the next operation of a command; its completion carries the task's token.
     #[inline]
     pub fn submit(&mut self, task: &mut Task<'_>, lent: &mut Lent, ring: &mut Ring) -> Next {

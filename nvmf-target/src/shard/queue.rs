@@ -63,6 +63,10 @@ pub(super) struct Queue {
     pub(super) is_dirty: bool,
     pub(super) is_ready: bool,
     pub(super) is_starving: bool,
+    /// While input is looked at, more commands may follow.
+    pub(super) looks_ahead: bool,
+    /// A read that waits for the processor to fetch where it begins, until the next one is known or the input ends. The backing has it.
+    fetching: Option<SlotId>,
     /// Commands received.
     pub(super) commands: u64,
 }
@@ -128,6 +132,8 @@ impl Queue {
             is_dirty: false,
             is_ready: false,
             is_starving: false,
+            looks_ahead: false,
+            fetching: None,
             commands: 0,
         };
         if let Wire::Tcp(_) = queue.wire {
@@ -392,8 +398,47 @@ impl Queue {
             }
         }
         self.running += 1;
-        cx.spaces.get_mut(command.space).running += 1;
+        let space = cx.spaces.get_mut(command.space);
+        space.running += 1;
+        if self.looks_ahead && space.backend.prefetch(&command.work.op()) {
+            self.slots[slot].phase = Phase::Running;
+            if let Some(fetched) = self.fetching.replace(slot) {
+                self.submit(cx, fetched);
+            }
+            return;
+        }
         self.submit(cx, slot);
+    }
+
+    /// No more commands follow: executes the read that waits.
+    pub(super) fn end_looking_ahead(&mut self, cx: &mut Context) {
+        self.looks_ahead = false;
+        if let Some(fetched) = self.fetching.take() {
+            self.submit(cx, fetched);
+        }
+    }
+
+    /// As [`Queue::start`], for a command whose data are all in `received` and not yet in its buffer.
+    pub(super) fn start_with(&mut self, cx: &mut Context, slot: SlotId, received: &[u8]) {
+        if let Some(command) = &self.slots[slot].command {
+            let space = cx.spaces.get_mut(command.space);
+            let is_free = self.paused == 0 && space.paused == 0;
+            if is_free
+                && space.revision == command.revision
+                && space.backend.write_in_place(&command.work.op(), received)
+            {
+                return self.finish(cx, slot, Status::SUCCESS);
+            }
+        }
+        self.keep_data(slot, 0, received);
+        self.start(cx, slot);
+    }
+
+    /// Copies data of a command to their place in its buffer. Without one they go nowhere, as those of writes to the null namespace do.
+    pub(super) fn keep_data(&self, slot: SlotId, offset: u32, received: &[u8]) {
+        if let Some(data) = &self.slots[slot].data {
+            data.copy_in(offset, received);
+        }
     }
 
     /// The backing no longer has the command.

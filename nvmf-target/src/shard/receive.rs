@@ -2,7 +2,7 @@
 //!
 //! One receive is in flight at a time for each connection, of two kinds:
 //! - Capsules come through the ring's receive buffers, by a multishot receive that costs nothing to renew. Data in a capsule are copied
-//!   once, into the command's buffer.
+//!   once, into the command's buffer, or not at all: memory takes those that lie in one piece from there.
 //! - While the host owes data that it was asked for (R2T), receives are made *step by step*. Each asks for no more than what is sure to be no
 //!   payload (the rest of a header, or a digest and the least header that can follow), and for the payload whose header has come, which
 //!   lands straight in the command's buffer. So a transferred byte is never copied, and nothing has to be guessed: where the next
@@ -269,9 +269,27 @@ impl Queue {
         &mut self,
         cx: &mut Context,
         bytes: &[u8],
+        at: usize,
+        budget: &mut u32,
+    ) -> Option<usize> {
+        self.looks_ahead = true;
+        let stopped = self.apply(cx, bytes, at, budget);
+        self.end_looking_ahead(cx);
+        if self.tcp().conn.wants_transmit() {
+            self.mark_dirty(cx);
+        }
+        stopped
+    }
+
+    fn apply(
+        &mut self,
+        cx: &mut Context,
+        bytes: &[u8],
         mut at: usize,
         budget: &mut u32,
     ) -> Option<usize> {
+        // All data of a command, in one piece, that are neither copied nor used yet.
+        let mut whole: Option<(SlotId, &[u8])> = None;
         loop {
             let input = &bytes[at..];
             let (taken, received) = match self.tcp().conn.receive(input) {
@@ -282,6 +300,14 @@ impl Queue {
                 }
             };
             at += taken;
+            if let Some((slot, data)) = whole.take() {
+                if matches!(received, Received::DataReady { slot: ready } if ready == slot) {
+                    self.no_longer_owed(slot);
+                    self.start_with(cx, slot, data);
+                    continue;
+                }
+                self.keep_data(slot, 0, data);
+            }
             match received {
                 Received::NeedMore => break,
                 Received::Command { slot } => {
@@ -299,9 +325,12 @@ impl Queue {
                     offset,
                     range,
                 } => {
-                    // Without a buffer the data go nowhere, as those of writes to the null namespace do.
-                    if let Some(data) = &self.slots[slot].data {
-                        data.copy_in(offset, &input[range]);
+                    let data = &input[range];
+                    let room = self.slots[slot].data.as_ref();
+                    if room.is_some_and(|room| room.len() as usize == data.len()) {
+                        whole = Some((slot, data));
+                    } else {
+                        self.keep_data(slot, offset, data);
                     }
                 }
                 Received::DataReady { slot } => {
@@ -320,9 +349,6 @@ impl Queue {
                     break;
                 }
             }
-        }
-        if self.tcp().conn.wants_transmit() {
-            self.mark_dirty(cx);
         }
         None
     }
