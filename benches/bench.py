@@ -404,7 +404,7 @@ def protocol(report, _only):
     """Instructions and time of the protocol's own work."""
     report.script("Instructions of each step of the protocol, for one command", ["benches/instructions.sh"], {})
     # Half a second each instead of criterion's eight: medians of some thousand batches.
-    run(["cargo", "bench", "--quiet", "--locked", "-p", "nvmf-benches", "--", "--noplot", "--warm-up-time", "0.1", "--measurement-time", "0.4"])
+    run(["cargo", "bench", "--quiet", "--locked", "-p", "nvmf-benches", "--bench", "hot", "--", "--noplot", "--warm-up-time", "0.1", "--measurement-time", "0.4"])
     found = {}
     for at in sorted(glob.glob(os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "criterion", "hot", "*", "new"))):
         with open(os.path.join(at, "estimates.json"), encoding="utf-8") as estimates, open(os.path.join(at, "benchmark.json"), encoding="utf-8") as about:

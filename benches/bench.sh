@@ -13,7 +13,7 @@
 #
 # Environment: BENCH_ROUNDS (default 3), BENCH_SECONDS of each measurement (default 0.5), BENCH_DIR for the file (default /var/tmp),
 # BENCH_FILE_BYTES (default 2147483648), BENCH_OUT for bench.md and bench.json (default target/bench), BENCH_WRAP, a command put
-# before every program that is measured, the yardstick included (for example "chrt -f 1" on a machine that does other work),
+# before every program that is measured, the yardstick included (for example "nice -n -20" on a machine that does other work),
 # BENCH_NO_BUILD=1 to measure the programs that are there, CARGO_TARGET_DIR as cargo has it.
 # Exit: 0 measured, whatever the figures are; 1 something could not be run. bench.md, bench.json and the plots are written after each part.
 set -euo pipefail
