@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use common::host::io;
@@ -477,6 +478,37 @@ fn disconnect_answers_and_closes() {
         rig.closed(),
         (rig.key(1), Qid(1), CloseReason::Disconnected)
     );
+}
+
+/// A read of memory waits for what comes behind it, and that ends the connection: nothing is left of it.
+#[test]
+fn a_read_before_the_end_of_its_connection_is_done_with() {
+    let mut disconnect = Sqe::new(Opcode::FABRICS);
+    disconnect.nsid = U32::new(FabricsType::DISCONNECT.0.into());
+    for is_polite in [true, false] {
+        let mut rig = Rig::new(&[memory()]);
+        let mut host = rig.connect();
+        host.start_read(0, 4096);
+        let mut behind = host.outgoing();
+        if is_polite {
+            host.submit(&disconnect, Transfer::None, Vec::new());
+            behind.extend(host.outgoing());
+        } else {
+            // No PDU begins so.
+            behind.extend([0xff; 128]);
+        }
+        host.stream.write_all(&behind).unwrap();
+        // Who has been told of a violation closes.
+        host.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        host.wait_closed();
+        let (key, qid, reason) = rig.closed();
+        assert_eq!((key, qid), (rig.key(1), Qid(1)));
+        assert_eq!(is_polite, reason == CloseReason::Disconnected, "{reason:?}");
+        // Nothing of it is left in the backing, which would hold this up.
+        let scope = Scope::Subsystem(SUBSYSTEM);
+        rig.pause(scope.clone());
+        rig.call(|ack| ShardMessage::Drain { scope, ack });
+    }
 }
 
 #[test]

@@ -112,6 +112,8 @@ impl Served {
     /// Removes a device that somebody has open, who lets go of it in `close`: after it was seen that it is open.
     pub fn detach_after(mut self, close: impl FnOnce()) {
         self.send("detach");
+        // Should it be refused, the process ends for want of commands, and its log with it.
+        self.stdin = None;
         let log = self.child.stderr.take().expect("started with its log");
         let mut lines = BufReader::new(log).lines().map(Result::unwrap);
         assert!(lines.any(|line| line.contains("waiting for it to be closed")));

@@ -129,7 +129,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let services = Services {
         identity: IdentityService {
             targets: controller.clone(),
-            has_topology: !cli.topology.is_empty(),
+            // What is said of a target alone is no topology of a node.
+            has_topology: match cli.mode {
+                Mode::Node => !topology.is_empty(),
+                Mode::Controller | Mode::All => !cli.topology.is_empty(),
+            },
         },
         controller: controller.map(|targets| {
             let settings = controller::Settings {

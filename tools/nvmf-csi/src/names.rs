@@ -66,6 +66,11 @@ pub fn is_target(name: &str) -> bool {
     begins_well(name) && name.len() <= MAX_TARGET_BYTES && name.bytes().all(is_plain)
 }
 
+/// Whether a pool, a volume or a snapshot can be called so.
+fn is_held(name: &str) -> bool {
+    begins_well(name) && name.bytes().all(is_plain)
+}
+
 /// What the pool calls that which the orchestrator calls `name`.
 pub fn in_pool(name: &str) -> String {
     if begins_well(name) && name.len() <= MAX_PLAIN_BYTES && name.bytes().all(is_plain) {
@@ -143,10 +148,11 @@ impl FromStr for Id {
                 Ok(Id::new(DEFAULT_TARGET, pool, name))
             }
             [target, pool, name]
+                // The handle of a static volume of another target, such as ADDRESS/NQN/NSID, is none of ours.
                 if is_target(target)
                     && target != DEFAULT_TARGET
-                    && !pool.is_empty()
-                    && !name.is_empty() =>
+                    && is_held(pool)
+                    && is_held(name) =>
             {
                 Ok(Id::new(target, pool, name))
             }
@@ -204,6 +210,9 @@ mod tests {
             "default/a/b",
             "-a/b/c",
             "a b/c/d",
+            // Handles of static volumes of other targets.
+            "10.0.0.1/nqn.2024-01.org:x/1",
+            "10.0.0.1/a/nqn.2024-01.org:x",
         ] {
             assert_eq!(text.parse::<Id>(), Err(()), "{text}");
         }

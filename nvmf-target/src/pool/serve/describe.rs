@@ -29,6 +29,12 @@ fn hexadecimal(bytes: [u8; 16]) -> String {
     Uuid::from_bytes(bytes).simple().to_string()
 }
 
+/// Whether the volume is there and hosts can reach it: made, and not being removed.
+pub(super) fn is_served(pool: &Pool, target: &Target, name: &str) -> bool {
+    let nqn = pool.volume(name).ok().and_then(|it| nqn_of(&it).ok());
+    nqn.is_some_and(|nqn| target.find(&nqn).is_some())
+}
+
 /// A pool, with how full it is. Blocks.
 pub(super) fn pool(pool: &Pool) -> Result<types::Pool, PoolError> {
     let (config, usage) = (pool.config(), pool.usage()?);

@@ -89,7 +89,7 @@ async fn get_volumes(
     let mut found = Vec::new();
     for pool in pools.pools(params.pool.as_deref())? {
         if let Some(name) = &params.name
-            && pool.volume(name).is_err()
+            && !describe::is_served(&pool, &target, name)
         {
             // One that is in the making is waited for: whoever asked for it and got no answer must not be told that there is none, and
             // have it made somewhere else.

@@ -203,7 +203,7 @@ impl Inner {
         let pools = self.targets.pools(&scope).await?;
         let available = || pools.iter().map(|(_, pool)| available_bytes(pool));
         Ok(GetCapacityResponse {
-            available_capacity: signed(available().sum()),
+            available_capacity: signed(available().fold(0, u64::saturating_add)),
             maximum_volume_size: Some(signed(available().max().unwrap_or(0))),
             minimum_volume_size: None,
         })

@@ -212,13 +212,19 @@ impl Targets {
             true => None,
             false => Some(UNLIKELY_LIMIT),
         };
-        let mut found = Vec::new();
+        let mut elsewhere = Vec::new();
         let mut silent = None;
-        for (target, answer) in each(&self.0, &params, limit).await? {
+        let mut calls = start(&self.0, &params, limit);
+        while let Some((place, (target, answer))) = next(&mut calls).await? {
             match answer {
                 Ok(volumes) => {
-                    let meant = volumes.into_iter().filter(&is);
-                    found.extend(meant.map(|volume| (target.clone(), volume)));
+                    for volume in volumes.into_iter().filter(&is) {
+                        if scope.holds(&target, &volume.pool) {
+                            // Nobody else needs to answer, then: one may be down.
+                            return Ok(Some((target, volume)));
+                        }
+                        elsewhere.push((place, target.clone(), volume));
+                    }
                 }
                 Err(error) if error.code() == Some(code::NOT_FOUND) => {}
                 Err(error) if scope.has(&target) => silent = silent.or(Some(error)),
@@ -227,11 +233,11 @@ impl Targets {
                 }
             }
         }
-        // Stable: otherwise in the order of the targets.
-        found.sort_by_key(|(target, volume)| !scope.holds(target, &volume.pool));
-        match (found.into_iter().next(), silent) {
+        let first = elsewhere.into_iter().min_by_key(|(place, ..)| *place);
+        match (first, silent) {
+            (Some((_, target, volume)), _) => Ok(Some((target, volume))),
             (None, Some(error)) => Err(of_target(&error)),
-            (found, _) => Ok(found),
+            (None, None) => Ok(None),
         }
     }
 
