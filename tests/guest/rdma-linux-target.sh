@@ -20,8 +20,8 @@ WITHOUT_LIBRARY=(unshare -m bash -c 'for lib in /usr/lib/*/librdmacm.so.1; do mo
 refuse 'without rdma-core, -t rdma says what to install' 'rdma://.*librdmacm.*apt install librdmacm1 ibverbs-providers' \
   "${WITHOUT_LIBRARY[@]}" nvmf-initiator "${RUN[@]}" discover "${AT[@]}"
 refuse 'an address that no RDMA device reaches' 'rdma link show' nvmf-initiator "${RUN[@]}" discover "${AT[@]}"
-refuse 'memory windows belong to RDMA' 'memory_windows belongs to NVMe/RDMA' nvmf-initiator "${RUN[@]}" discover -t tcp -a 127.0.0.1 --memory-windows
-refuse 'digests belong to TCP' 'hdr_digest belongs to NVMe/TCP' nvmf-initiator "${RUN[@]}" discover "${AT[@]}" --hdr-digest
+refuse 'memory windows belong to RDMA' '--memory-windows belongs to NVMe/RDMA' nvmf-initiator "${RUN[@]}" discover -t tcp -a 127.0.0.1 --memory-windows
+refuse 'digests belong to TCP' '--hdr-digest belongs to NVMe/TCP' nvmf-initiator "${RUN[@]}" discover "${AT[@]}" --hdr-digest
 
 SIZE=32M BENCH=16m LOAD=48M ROUNDS=10
 [ "$GUEST_KIND" = uml ] || SIZE=2M BENCH=4m LOAD=4M ROUNDS=3 # emulation is slow, but has two processors
