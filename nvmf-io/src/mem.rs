@@ -130,14 +130,8 @@ impl SharedMemory {
 
     /// Copies `range` of `buf` to `offset`.
     pub fn write(&self, offset: u64, buf: &Buf, range: Range<u32>) {
-        let mut from = buf.raw(&range);
-        self.granules(offset, range.end - range.start, |to, len| {
-            // SAFETY: as in `read`, with the roles changed; the stripe is held, so nobody else uses these bytes.
-            unsafe {
-                copy_past_the_cache(from, to, len);
-                from = from.add(len);
-            }
-        });
+        // SAFETY: `range` of the buffer, checked by `raw`, is nobody else's to write, and buffers never overlap the mapping.
+        unsafe { self.store(offset, buf.raw(&range), range.end - range.start) }
     }
 
     /// Whether `range` of `buf` equals the bytes from `offset` on.
@@ -159,9 +153,18 @@ impl SharedMemory {
     /// Copies `bytes` to `offset`.
     pub fn write_bytes(&self, offset: u64, bytes: &[u8]) {
         let len = u32::try_from(bytes.len()).expect("a copy is shorter than 4 GiB");
-        let mut from = bytes.as_ptr();
+        // SAFETY: all of `bytes`, which nobody writes meanwhile and the mapping is no part of.
+        unsafe { self.store(offset, bytes.as_ptr(), len) }
+    }
+
+    /// Copies `len` bytes from `from` to `offset`.
+    ///
+    /// # Safety
+    /// They can be read, nobody writes them meanwhile, and they lie outside the mapping.
+    unsafe fn store(&self, offset: u64, mut from: *const u8, len: u32) {
         self.granules(offset, len, |to, len| {
-            // SAFETY: as in `write`; `from` goes through `bytes`, which the mapping is no part of.
+            // SAFETY: `len` bytes at `to` are in the mapping and their stripe is held, so nobody else uses them; `from` goes through
+            // what the caller gave, by the lengths so far.
             unsafe {
                 copy_past_the_cache(from, to, len);
                 from = from.add(len);
