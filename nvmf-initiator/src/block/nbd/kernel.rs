@@ -8,6 +8,11 @@
 //! **When the server dies** its end of the pair is closed, and the driver holds what comes, for as long as it was told at
 //! the beginning. A successor brings a new pair. What had been in flight is sent again once the queue's time limit for it
 //! has passed, as then the driver finds that its connection is another one: so that limit is what an interruption lasts.
+//!
+//! **The driver's end takes whatever is open.** Before Linux 6.14 the driver loses count when a signal, or a completion of
+//! io_uring for the task that submits, finds it waiting for room in the middle of a request: it goes on with that request
+//! under another tag, takes the answer for a second one to some other request ("Double reply"), and gives the connection
+//! up. So its end of the pair has room for all requests that a queue can have, whose size is limited for that.
 
 use std::fs;
 use std::io;
@@ -18,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use nvmf_io::net::is_closed_by_peer;
 use nvmf_io::sys::nbd::{NbdConfig, NbdNetlink, ServerFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 
 use super::Export;
 use super::front::{NbdFrontEnd, Source};
@@ -33,8 +38,19 @@ const DEAD_CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// kernel's log what is older, each time it passes.
 const IO_TIMEOUT_MS: u32 = 5_000;
 
+/// Largest request. The default is five times as much, which would only have the driver hold that much more.
+const MAX_SECTORS_KIB: u32 = 256;
+
 /// What a queue has that nobody set otherwise. The next user of `/dev/nbdN` finds it so.
 const DEFAULT_IO_TIMEOUT_MS: u32 = 30_000;
+const DEFAULT_MAX_SECTORS_KIB: u32 = 1280;
+
+/// Requests that the driver has open on a connection: the depth of its queue, which is fixed.
+const DRIVER_DEPTH: usize = 128;
+
+/// Room at the driver's end, which the kernel doubles: it sends each page in a message of its own, and counts two pages and
+/// its own notes for each.
+const DRIVER_ROOM_BYTES: usize = DRIVER_DEPTH * 2 * 1024 * MAX_SECTORS_KIB as usize;
 
 /// The driver needs until then to notice that a dead server's connection is dead; it tells nobody.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(30);
@@ -114,7 +130,7 @@ impl NbdDevice {
             return Err(io::Error::new(io::ErrorKind::NotFound, error));
         }
         let mut netlink = NbdNetlink::open()?;
-        set_io_timeout(index, DEFAULT_IO_TIMEOUT_MS)?;
+        set_queue(index, DEFAULT_IO_TIMEOUT_MS, DEFAULT_MAX_SECTORS_KIB)?;
         netlink.disconnect(index)
     }
 }
@@ -146,11 +162,11 @@ impl DeviceForm for NbdDevice {
             .map_err(self.geometry.step("attach an nbd device"))?;
         // From here on a detach disconnects it.
         self.step = Step::Live(index);
-        if let Err(error) = set_io_timeout(index, IO_TIMEOUT_MS) {
+        if let Err(error) = set_queue(index, IO_TIMEOUT_MS, MAX_SECTORS_KIB) {
             tracing::warn!(
                 index,
                 %error,
-                "cannot set the queue's time limit: I/O in flight waits for 30 s when this process dies"
+                "cannot set the queue's limits: I/O in flight waits for 30 s when this process dies, and before Linux 6.14 large writes may end the connection"
             );
         }
         Ok(disk_path(index))
@@ -189,8 +205,8 @@ impl DeviceForm for NbdDevice {
         let Step::Live(index) = step else {
             return Ok(());
         };
-        if let Err(error) = set_io_timeout(index, DEFAULT_IO_TIMEOUT_MS) {
-            tracing::debug!(index, %error, "the queue's time limit stays as we set it");
+        if let Err(error) = set_queue(index, DEFAULT_IO_TIMEOUT_MS, DEFAULT_MAX_SECTORS_KIB) {
+            tracing::debug!(index, %error, "the queue's limits stay as we set them");
         }
         self.netlink
             .disconnect(index)
@@ -218,14 +234,17 @@ fn reconnect(netlink: &mut NbdNetlink, index: u32, name: &str) -> io::Result<Own
     }
 }
 
+/// The driver's end, and ours.
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let flags = SocketFlags::CLOEXEC;
-    Ok(socketpair(
+    let (kernel, ours) = socketpair(
         AddressFamily::UNIX,
         SocketType::STREAM,
-        flags,
+        SocketFlags::CLOEXEC,
         None,
-    )?)
+    )?;
+    // Beyond what the system allows without CAP_NET_ADMIN, which the driver asks for as well.
+    sockopt::set_socket_send_buffer_size_force(&kernel, DRIVER_ROOM_BYTES)?;
+    Ok((kernel, ours))
 }
 
 fn open(geometry: &Geometry) -> Result<NbdNetlink, DeviceError> {
@@ -240,15 +259,41 @@ fn sysfs(index: u32) -> PathBuf {
     PathBuf::from(format!("/sys/block/nbd{index}"))
 }
 
-fn set_io_timeout(index: u32, timeout_ms: u32) -> io::Result<()> {
-    fs::write(
-        sysfs(index).join("queue/io_timeout"),
-        timeout_ms.to_string(),
-    )
+fn set_queue(index: u32, io_timeout_ms: u32, max_sectors_kib: u32) -> io::Result<()> {
+    let queue = sysfs(index).join("queue");
+    fs::write(queue.join("io_timeout"), io_timeout_ms.to_string())?;
+    fs::write(queue.join("max_sectors_kb"), max_sectors_kib.to_string())
 }
 
 fn size_now(index: u32) -> io::Result<u64> {
     let sectors = fs::read_to_string(sysfs(index).join("size"))?;
     let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
     Ok(sectors * 512)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{SendFlags, send};
+
+    use super::*;
+    use crate::block::nbd::wire::RequestHeader;
+
+    /// As the driver sends: a header, then each page by itself; here without waiting, and with nobody who reads.
+    #[test]
+    fn all_that_the_driver_can_have_open_fits_its_end_of_the_pair() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let (kernel, _ours) = pair().unwrap();
+        let sends = |bytes: &[u8]| {
+            let sent = send(&kernel, bytes, SendFlags::DONTWAIT);
+            assert_eq!(sent, Ok(bytes.len()));
+        };
+        for _ in 0..DRIVER_DEPTH {
+            sends(&[0; size_of::<RequestHeader>()]);
+            for _ in 0..MAX_SECTORS_KIB / 4 {
+                sends(&[0; 4096]);
+            }
+        }
+    }
 }
