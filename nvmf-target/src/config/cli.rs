@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use nvmf_size::{ByteSize, SizeError};
 
 use super::address::Address;
 use super::file::{self, DEFAULT_MODEL};
@@ -12,7 +13,7 @@ use super::limits::{self, KeepAliveBounds, Limits, TcpOptions};
 use super::nqn::subsystem_nqn;
 use super::problem::{Collector, Place, Problems};
 use super::rules::{self, StorageUsers};
-use super::{ApiOptions, ByteSize, Chosen, Config, CoreSet, NamespaceConfig, SubsystemConfig};
+use super::{ApiOptions, Chosen, Config, CoreSet, NamespaceConfig, SubsystemConfig};
 use crate::backend::BackingSpec;
 
 /// Where the target listens when nothing else is said: this machine only.
@@ -151,9 +152,9 @@ pub struct FileArg {
 }
 
 impl FromStr for FileArg {
-    type Err = super::size::SizeError;
+    type Err = SizeError;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
+    fn from_str(text: &str) -> Result<Self, SizeError> {
         // A path may hold colons itself. What follows the last one is a size if it starts with a digit and no slash is in it;
         // a file whose name ends in such a text can be given as PATH:SIZE.
         if let Some((path, size)) = text.rsplit_once(':')
@@ -162,7 +163,7 @@ impl FromStr for FileArg {
         {
             return Ok(FileArg {
                 path: path.into(),
-                size_bytes: Some(size.parse::<ByteSize>()?.0),
+                size_bytes: Some(nvmf_size::parse(size)?),
             });
         }
         Ok(FileArg {

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use nvmf_size::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -21,7 +22,7 @@ use super::address::Address;
 use super::cli::DEFAULT_LISTEN;
 use super::limits::BUSY_POLL_US;
 use super::problem::{Collector, Place, Problem, Problems};
-use super::{ByteSize, Config, CoreSet, rules};
+use super::{Config, CoreSet, rules};
 
 /// The model number where none is given.
 pub const DEFAULT_MODEL: &str = "nvmf-target";

@@ -14,7 +14,6 @@ pub mod limits;
 pub mod nqn;
 pub mod problem;
 pub mod rules;
-pub mod size;
 
 use uuid::Uuid;
 
@@ -23,7 +22,6 @@ pub use api::{ApiOptions, Chosen, ClientName, TlsOptions};
 pub use cores::CoreSet;
 pub use limits::{KeepAliveBounds, Limits, TcpOptions};
 pub use problem::{Problem, Problems};
-pub use size::ByteSize;
 
 use crate::backend::BackingSpec;
 use crate::model::{HostAccess, Nqn};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::units::{parse_block_size, parse_cores, parse_size, parse_time};
+use crate::units::{parse_block_size, parse_cores, parse_time};
 
 /// fio-style load on an NVMe over Fabrics namespace or a local file, and the two compared.
 #[derive(Parser, Debug)]
@@ -206,10 +206,10 @@ pub struct JobSpec {
     #[arg(long, default_value = "0", value_parser = parse_time)]
     pub ramp_time: Duration,
     /// Bytes that each job works over and transfers (default: all from --offset on).
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = nvmf_size::parse)]
     pub size: Option<u64>,
     /// First byte of the range.
-    #[arg(long, default_value = "0", value_parser = parse_size)]
+    #[arg(long, default_value = "0", value_parser = nvmf_size::parse)]
     pub offset: u64,
     /// Stamp what is written and check it on reading back.
     #[arg(long, default_value = "none", value_enum)]

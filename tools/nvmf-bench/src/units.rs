@@ -1,38 +1,13 @@
-//! Sizes, times and core lists as fio writes them.
+//! Block sizes, times and core lists as fio writes them, and units of what is shown. Sizes are those of the whole project
+//! (`nvmf-size`), whose powers of 1024 are fio's default.
 //!
-//! A bare number is in the unit the option names (bytes, seconds); `k`, `m`, `g` and `t` are powers of 1024, as with fio's
-//! default `kb_base`. Every parser bounds its input and says what it would have taken.
+//! A bare number is in the unit the option names (bytes, seconds). Every parser bounds its input and says what it would have taken.
 
 use std::time::Duration;
 
-/// Parses a size such as `4k`, `1m`, `2GiB` or `512` into bytes.
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let lower = text.trim().to_ascii_lowercase();
-    let digits = lower.len() - lower.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = lower.split_at(digits);
-    let shift = match unit.trim() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => {
-            return Err(format!(
-                "'{text}' is not a size: write a number with k, m, g or t behind it, such as 4k"
-            ));
-        }
-    };
-    let number: u64 = number.parse().map_err(|_| {
-        format!("'{text}' is not a size: it must begin with a whole number, such as 4k")
-    })?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| format!("'{text}' is larger than 2^64 bytes"))
-}
-
 /// Parses a block size: a size that is a power of two from 512 bytes to 2 MiB.
 pub fn parse_block_size(text: &str) -> Result<u32, String> {
-    let bytes = parse_size(text)?;
+    let bytes = nvmf_size::parse(text).map_err(|error| error.to_string())?;
     if !bytes.is_power_of_two() || !(512..=2 << 20).contains(&bytes) {
         return Err(format!(
             "block size {text}: it must be a power of two from 512 to 2m"
@@ -114,23 +89,6 @@ pub fn show_ns(ns: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_read_as_fio_reads_them() {
-        for (text, bytes) in [
-            ("512", 512),
-            ("4k", 4096),
-            ("4KiB", 4096),
-            ("1m", 1 << 20),
-            ("2G", 2 << 30),
-            ("1t", 1 << 40),
-        ] {
-            assert_eq!(parse_size(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "k", "4x", "-1", "99999999999999t"] {
-            assert!(parse_size(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn block_sizes_are_bounded() {

@@ -55,8 +55,8 @@ struct Cli {
     /// Pool of volumes whose StorageClass names none; otherwise that with the most room.
     #[arg(long)]
     pool: Option<String>,
-    /// Size in bytes of volumes for which none is asked.
-    #[arg(long, default_value_t = 10 << 30, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Size of volumes for which none is asked: bytes, or a number with K, M, G, T or P (powers of 1024).
+    #[arg(long, default_value = "10G", value_parser = nvmf_size::parse_nonzero)]
     size: u64,
     /// The target's address as nodes reach it; otherwise that of its listener. TARGET=ADDRESS is of one of several targets alone.
     #[arg(short = 'a', long, value_name = "[TARGET=]ADDRESS")]

@@ -67,7 +67,7 @@ pub fn signed(bytes: u64) -> i64 {
 }
 
 /// A size as people write it in attributes: a number of bytes, or one with `Ki`, `Mi`, `Gi` or `Ti`, or `k`, `M`, `G` or `T`, as
-/// Kubernetes' quantities have them.
+/// Kubernetes' quantities have them. `G` is 1000³ there, and 1024³ on the command line.
 pub fn quantity(text: &str) -> Option<u64> {
     const UNITS: [(&str, u64); 8] = [
         ("Ki", 1 << 10),

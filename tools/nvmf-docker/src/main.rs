@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use nvmf_docker::driver::{Driver, Settings};
+use nvmf_docker::http;
 use nvmf_docker::pool::Target;
-use nvmf_docker::{http, options};
 use nvmf_initiator::host::HostFiles;
 use nvmf_initiator::options::ConnectOptions;
 use nvmf_rpc::{Endpoint, TlsArgs};
@@ -61,8 +61,8 @@ struct ServeArgs {
     #[arg(long)]
     pool: Option<String>,
     /// Size of volumes that name none.
-    #[arg(long, default_value = "10G")]
-    size: String,
+    #[arg(long, default_value = "10G", value_parser = nvmf_size::parse_nonzero)]
+    size: u64,
     /// File system of volumes that name none: ext4 or xfs.
     #[arg(long, default_value = "ext4")]
     fs: String,
@@ -138,7 +138,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         state_dir: args.state_dir.clone(),
         run_dir: args.run_dir.join("docker"),
         pool: args.pool.clone(),
-        size_bytes: options::parse_size(&args.size).context("--size")?,
+        size_bytes: args.size,
         fs: args.fs.parse::<FsKind>().context("--fs")?,
         traddr: args.traddr.clone(),
         host: HostFiles::default().identity(args.hostnqn.as_deref(), args.hostid.as_deref())?,

@@ -81,31 +81,9 @@ pub fn check_name(name: &str) -> Result<(), Error> {
     )))
 }
 
-/// A number of bytes, with K, M, G or T for powers of 1024.
+/// The size of a volume, in bytes.
 pub fn parse_size(text: &str) -> Result<u64, Error> {
-    let bad = || {
-        Error::Request(format!(
-            "size '{text}' is not a number of bytes with K, M, G or T, such as 10G"
-        ))
-    };
-    let lower = text.trim().to_ascii_lowercase();
-    let lower = lower
-        .strip_suffix("ib")
-        .or(lower.strip_suffix('b'))
-        .unwrap_or(&lower);
-    let (digits, shift) = match lower.as_bytes().last().ok_or_else(bad)? {
-        b'k' => (&lower[..lower.len() - 1], 10),
-        b'm' => (&lower[..lower.len() - 1], 20),
-        b'g' => (&lower[..lower.len() - 1], 30),
-        b't' => (&lower[..lower.len() - 1], 40),
-        _ => (lower, 0),
-    };
-    let number: u64 = digits.parse().map_err(|_| bad())?;
-    let bytes = number.checked_mul(1 << shift).ok_or_else(bad)?;
-    match bytes {
-        0 => Err(bad()),
-        bytes => Ok(bytes),
-    }
+    nvmf_size::parse_nonzero(text).map_err(|error| Error::Request(format!("size: {error}")))
 }
 
 fn parse_source(text: &str) -> Result<Source, Error> {
@@ -178,19 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
-        for (text, bytes) in [
-            ("4096", 4096),
-            ("1k", 1024),
-            ("10M", 10 << 20),
-            ("2GiB", 2 << 30),
-            ("1Tb", 1 << 40),
-        ] {
-            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
-        }
-        for text in ["", "G", "-1", "1.5G", "0", "99999999999T", "1X", "ten"] {
-            assert!(parse_size(text).is_err(), "{text}");
-        }
+    fn sizes_are_those_of_the_project_but_for_nothing() {
+        let size = |text: &str| read(&[("size", text)]).map(|options| options.size_bytes);
+        assert_eq!(size("2GiB").unwrap(), Some(2 << 30));
+        assert_eq!(size("1Tb").unwrap(), Some(1 << 40));
+        let refused = |text: &str| size(text).unwrap_err().to_string();
+        assert!(refused("0").starts_with("size: \"0\" is no size here"));
+        assert!(refused("1.5G").contains("\"1.5G\" is not a size: write bytes"));
     }
 
     #[test]

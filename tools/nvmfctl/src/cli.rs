@@ -9,11 +9,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use nvmf_rpc::TlsArgs;
 
-use crate::size;
-
 const AFTER_HELP: &str = "\
 Every command prints a table or a line; with --json it prints the result of the API method that it calls.
-SIZE is a number of bytes, or one with K, M, G, T or P (powers of 1024).
+SIZE is a number of bytes, or one with K, M, G, T or P (powers of 1024), such as 512M or 10GiB.
 
 Exit status:
   0  done
@@ -286,7 +284,7 @@ pub enum Bdev {
         /// Its name
         name: String,
         /// Its new size, in whole MiB
-        #[arg(value_parser = size::parse)]
+        #[arg(value_parser = nvmf_size::parse)]
         size: u64,
     },
     /// Look how large a file or device is now
@@ -325,7 +323,7 @@ pub struct Sized {
     /// Its name
     pub name: String,
     /// Its size
-    #[arg(value_parser = size::parse)]
+    #[arg(value_parser = nvmf_size::parse)]
     pub size: u64,
     /// 512 or 4096
     #[arg(long, default_value = "4096")]
@@ -353,7 +351,7 @@ pub enum Volume {
         /// Its name
         name: String,
         /// Its size; with --from not needed
-        #[arg(long, value_parser = size::parse, required_unless_present_any = ["from_volume", "from_snapshot"])]
+        #[arg(long, value_parser = nvmf_size::parse, required_unless_present_any = ["from_volume", "from_snapshot"])]
         size: Option<u64>,
         /// Clone this volume
         #[arg(long, value_name = "VOLUME", conflicts_with = "from_snapshot")]
@@ -412,7 +410,7 @@ pub enum Volume {
         /// Its name
         name: String,
         /// Its new size
-        #[arg(value_parser = size::parse)]
+        #[arg(value_parser = nvmf_size::parse)]
         size: u64,
     },
     /// Let a host connect

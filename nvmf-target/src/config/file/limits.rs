@@ -1,10 +1,10 @@
 //! `[limits]`, `[tcp]` and `[keep-alive]` of the file.
 
+use nvmf_size::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{ranged, ranged_size};
-use crate::config::ByteSize;
 use crate::config::limits::{self, KeepAliveBounds, Limits, TcpOptions};
 use crate::config::problem::{Collector, Place};
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use nvme_proto::wire::nqn::NQN_MAX_BYTES;
+use nvmf_size::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::ranged_size;
-use crate::config::ByteSize;
 use crate::config::nqn::subsystem_nqn;
 use crate::config::problem::{Collector, Place};
 use crate::config::rules::Unique;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use nvmf_size::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
 use uuid::Uuid;
@@ -13,7 +14,7 @@ use crate::config::limits;
 use crate::config::nqn::subsystem_nqn;
 use crate::config::problem::{Collector, Place};
 use crate::config::rules::{self, StorageUsers, Unique};
-use crate::config::{ByteSize, NamespaceConfig, SubsystemConfig};
+use crate::config::{NamespaceConfig, SubsystemConfig};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]

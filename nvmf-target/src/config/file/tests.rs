@@ -283,9 +283,9 @@ fn limits_out_of_range_say_the_range() {
         ["t.toml:2: buffers: 1 MiB is out of range; write 8 MiB to 1 TiB"]
     );
     assert_eq!(
-        limit("buffers = \"64MB\""),
+        limit("buffers = \"64X\""),
         [
-            "t.toml:2: buffers: \"64MB\" is ambiguous: write 64MiB (powers of 1024), or the exact number of bytes"
+            "t.toml:2: buffers: \"64X\" is not a size: write bytes, or a whole number with K, M, G, T or P (powers of 1024), such as 512M or 10GiB"
         ]
     );
     assert_eq!(
