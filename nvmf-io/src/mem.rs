@@ -9,6 +9,8 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nvme_proto::digest::Crc;
+
 use crate::buf::Buf;
 use crate::sys::mmap::{Access, Mapping};
 
@@ -20,6 +22,10 @@ const STRIPES: u64 = 2048;
 
 /// What one `madvise` clears at most while it holds the locks: 8 MiB.
 const SEGMENT_BYTES: u64 = STRIPES * GRANULE_BYTES;
+
+/// What [`SharedMemory::read_summed`] copies before it sums it up: with its source it fits the first-level cache, and is long enough that how a checksum begins
+/// and ends does not matter.
+const SUMMED_BYTES: u32 = 16 << 10;
 
 /// Tries before a thread that waits for a stripe lets others run: a copy of a granule takes less than that.
 const SPINS: u32 = 200;
@@ -126,6 +132,22 @@ impl SharedMemory {
                 to = to.add(len);
             }
         });
+    }
+
+    /// As [`SharedMemory::read`]; the digest of what is in `range` of `buf` then. It is computed piece by piece while what was copied is in the cache, and
+    /// of the copy, whatever is written to the memory meanwhile.
+    pub fn read_summed(&self, offset: u64, buf: &Buf, range: Range<u32>) -> Crc {
+        let mut crc = Crc::EMPTY;
+        let mut at = range.start;
+        loop {
+            let end = at.saturating_add(SUMMED_BYTES).min(range.end);
+            self.read(offset + u64::from(at - range.start), buf, at..end);
+            crc = Crc(buf.crc32c(at..end, crc.0));
+            if end == range.end {
+                return crc;
+            }
+            at = end;
+        }
     }
 
     /// Copies `range` of `buf` to `offset`.
@@ -374,6 +396,89 @@ mod tests {
     }
 
     #[test]
+    fn known_digests_of_what_is_copied() {
+        let pool = BufPool::new(&PoolConfig::default());
+        let memory = SharedMemory::new(64 * KIB).unwrap();
+        memory.write_bytes(4090, b"123456789");
+        memory.write_bytes(8192, &[0xff; 32]);
+        let buf = pool.alloc(4096).unwrap();
+        // The check value of CRC-32C, and those of RFC 3720, appendix B.4.
+        for (offset, len, known) in [
+            (4090, 9, 0xe306_9283),
+            (8192, 32, 0x62a8_ab43),
+            (16 * KIB, 32, 0x8a91_36aa),
+            (0, 0, 0),
+        ] {
+            let crc = memory.read_summed(offset, &buf, 7..7 + len);
+            assert_eq!(crc, Crc(known), "{len} bytes at {offset}");
+        }
+    }
+
+    /// Against the copy and another implementation of the digest, over lengths that take one piece, several and parts of them.
+    #[test]
+    fn copies_with_a_digest_are_as_those_without() {
+        const MAX: u32 = if cfg!(miri) { 40 << 10 } else { 200 << 10 };
+        let pool = BufPool::new(&PoolConfig::default());
+        let memory = SharedMemory::new(u64::from(MAX)).unwrap();
+        let (plain, summed) = (pool.alloc(MAX).unwrap(), pool.alloc(MAX).unwrap());
+        let content: Vec<u8> = (0..MAX)
+            .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        memory.write_bytes(0, &content);
+        let mut random = 1u32;
+        let mut below = |bound: u32| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            ((u64::from(random) * u64::from(bound)) >> 32) as u32
+        };
+        let edges = [SUMMED_BYTES - 1, SUMMED_BYTES, SUMMED_BYTES + 1];
+        for round in 0..if cfg!(miri) { 6 } else { 500 } {
+            let len = match edges.get(round) {
+                Some(&edge) => edge,
+                None => 1 + below(MAX - 1),
+            };
+            let (offset, start) = (u64::from(below(MAX - len + 1)), below(MAX - len + 1));
+            let range = start..start + len;
+            let crc = memory.read_summed(offset, &summed, range.clone());
+            memory.read(offset, &plain, range.clone());
+            let (first, last) = (offset as usize, offset as usize + len as usize);
+            assert!(summed.eq_range(range, &plain, start));
+            let expected = crc32c::crc32c(&content[first..last]);
+            assert_eq!(crc, Crc(expected), "{len} bytes at {offset} to {start}");
+        }
+    }
+
+    /// What is sent is the copy: its digest is right also where others write what is being read.
+    #[test]
+    fn a_digest_is_of_the_copy_whoever_writes_meanwhile() {
+        const LEN: u32 = 3 * SUMMED_BYTES;
+        let rounds = if cfg!(miri) { 3 } else { 500 };
+        let memory = SharedMemory::new(LEN.into()).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut value = 0u8;
+                while !done.load(Ordering::Relaxed) {
+                    value = value.wrapping_add(1);
+                    memory.write_bytes(0, &[value; LEN as usize]);
+                }
+            });
+            let pool = BufPool::new(&PoolConfig::default());
+            let buf = pool.alloc(LEN).unwrap();
+            // Ends the writer whatever happens here.
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                for _ in 0..rounds {
+                    let crc = memory.read_summed(0, &buf, 0..LEN);
+                    assert_eq!(crc, Crc::of(&buf.bytes().unwrap()));
+                }
+            }));
+            done.store(true, Ordering::Relaxed);
+            if let Err(panic) = outcome {
+                std::panic::resume_unwind(panic);
+            }
+        });
+    }
+
+    #[test]
     fn clearing_is_exact() {
         let pool = BufPool::new(&PoolConfig::default());
         let buf = pool.alloc(32 << 10).unwrap();
@@ -417,6 +522,14 @@ mod tests {
         assert!(!out(8000..8192));
         assert!(out(8000..8193));
         assert!(out(u64::MAX - 1..u64::MAX));
+        let pool = BufPool::new(&PoolConfig::default());
+        let buf = pool.alloc(4096).unwrap();
+        let read = |offset| {
+            let read = || memory.read_summed(offset, &buf, 0..4096);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).is_err()
+        };
+        assert!(!read(4096));
+        assert!(read(4097) && read(u64::MAX));
         let write = || memory.write_bytes(8000, &[0; 193]);
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(write)).is_err());
         assert!(SharedMemory::new(0).is_err());

@@ -294,6 +294,12 @@ impl ControllerConn {
         })
     }
 
+    /// Whether the data of reads go out with a digest.
+    #[inline]
+    pub fn sends_data_digests(&self) -> bool {
+        self.core.encoder.data_digest
+    }
+
     /// Whether [`ControllerConn::poll_transmit`] may have something to send.
     #[inline]
     pub fn wants_transmit(&self) -> bool {

@@ -4,10 +4,10 @@ use nvme_proto::wire::Status;
 use nvmf_io::mem::SharedMemory;
 
 use super::command::{BackendOp, Ranges};
-use super::work::Task;
+use super::work::{Digest, Task};
 
 /// Executes a command on memory.
-pub fn execute(memory: &SharedMemory, task: &Task<'_>) -> Status {
+pub fn execute(memory: &SharedMemory, task: &mut Task<'_>) -> Status {
     let end = |offset_bytes: u64, len_bytes: u64| offset_bytes..offset_bytes + len_bytes;
     match (task.work.op, task.data) {
         (
@@ -18,7 +18,13 @@ pub fn execute(memory: &SharedMemory, task: &Task<'_>) -> Status {
             },
             Some(data),
         ) => {
-            memory.read(offset_bytes, data, 0..len_bytes);
+            match task.work.digest {
+                Digest::Unwanted => memory.read(offset_bytes, data, 0..len_bytes),
+                Digest::Wanted | Digest::Known(_) => {
+                    let crc = memory.read_summed(offset_bytes, data, 0..len_bytes);
+                    task.work.digest = Digest::Known(crc);
+                }
+            }
             Status::SUCCESS
         }
         (

@@ -1,5 +1,6 @@
 //! A command while it is executed: how far it has come, and what a shard lends it.
 
+use nvme_proto::digest::Crc;
 use nvme_proto::wire::Status;
 use nvmf_io::{Buf, BufPool, Token};
 
@@ -19,6 +20,18 @@ pub struct Work {
     pub(super) done: u64,
     /// Where the file ended when the command was started, as far as it matters: see [`FileBackend`](super::file::FileBackend).
     pub(super) end_bytes: u64,
+    pub(super) digest: Digest,
+}
+
+/// The digest of the data that a read leaves in its buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Digest {
+    /// Nobody asked.
+    Unwanted,
+    /// Whoever copies the data may compute it meanwhile.
+    Wanted,
+    /// Of the whole buffer.
+    Known(Crc),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +58,24 @@ impl Work {
             stage,
             done: 0,
             end_bytes: 0,
+            digest: Digest::Unwanted,
+        }
+    }
+
+    /// The same for data that are sent with a digest if `wanted`: where they are copied, computing it costs less than it would later.
+    #[must_use]
+    pub fn with_digest(mut self, wanted: bool) -> Self {
+        if wanted {
+            self.digest = Digest::Wanted;
+        }
+        self
+    }
+
+    /// The digest of all that was read, where it was wanted and came about. Otherwise it has to be computed from the buffer.
+    pub fn digest(&self) -> Option<Crc> {
+        match self.digest {
+            Digest::Known(crc) => Some(crc),
+            Digest::Unwanted | Digest::Wanted => None,
         }
     }
 

@@ -217,7 +217,7 @@ impl Queue {
         self.slots[slot].command = Some(Command {
             space: space_id,
             revision: space.revision,
-            work: Work::new(plan.op),
+            work: Work::new(plan.op).with_digest(self.wire.sends_digests()),
             for_all: plan.for_all,
             to_host_bytes: match transfer {
                 Transfer::ToHost(len) => len,
@@ -582,6 +582,7 @@ impl Queue {
         }
         if status.is_success() && command.to_host_bytes > 0 && self.life.answers() {
             state.phase = Phase::Sending;
+            state.digest = command.work.digest();
             self.wire
                 .queue_mut()
                 .complete_with_data(slot, command.to_host_bytes, 0);

@@ -5,6 +5,7 @@
 use std::ops::{Index, IndexMut};
 use std::time::Instant;
 
+use nvme_proto::digest::Crc;
 use nvme_proto::queue::SlotId;
 use nvmf_io::Buf;
 
@@ -44,6 +45,8 @@ pub(super) struct Slot {
     pub(super) is_reserve: bool,
     /// The host was asked for its data, which go into the buffer and have not all come.
     pub(super) is_owed: bool,
+    /// Of all of its data, where the backing computed it.
+    pub(super) digest: Option<Crc>,
 }
 
 /// What is known of a checked command.
@@ -74,6 +77,7 @@ impl Slots {
             data: None,
             is_reserve: false,
             is_owed: false,
+            digest: None,
         };
         Self((0..count).map(|_| free()).collect())
     }

@@ -111,7 +111,10 @@ impl Queue {
                 batch.push_payload(data, range.clone())?;
                 holds = true;
                 if digest {
-                    crc = Crc(data.crc32c(range, crc.0));
+                    crc = match state.digest {
+                        Some(known) if range == (0..data.len()) => known,
+                        _ => Crc(data.crc32c(range, crc.0)),
+                    };
                 }
             }
             None => {

@@ -52,6 +52,15 @@ impl Wire {
         }
     }
 
+    /// Data are sent with a digest.
+    #[inline]
+    pub(super) fn sends_digests(&self) -> bool {
+        match self {
+            Wire::Tcp(tcp) => tcp.conn.sends_data_digests(),
+            Wire::Rdma(_) => false,
+        }
+    }
+
     /// There is something to send.
     pub(super) fn wants_transmit(&self) -> bool {
         match self {

@@ -3,6 +3,7 @@
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
+use nvme_proto::digest::Crc;
 use nvme_proto::wire::Status;
 use nvmf_io::{Buf, BufPool, PoolConfig, Ring, RingConfig, Token, Wait};
 
@@ -52,19 +53,23 @@ impl Bench {
     }
 
     /// Runs `op`, and `meanwhile` before the kernel gets each of its operations.
-    fn run_while(
+    fn run_while(&mut self, op: BackendOp, data: Option<&Buf>, meanwhile: impl FnMut()) -> Status {
+        self.finish(&mut Work::new(op), data, meanwhile)
+    }
+
+    /// Takes all steps of `work`.
+    fn finish(
         &mut self,
-        op: BackendOp,
+        work: &mut Work,
         data: Option<&Buf>,
         mut meanwhile: impl FnMut(),
     ) -> Status {
-        let mut work = Work::new(op);
         let mut result = None;
         self.lent.forget();
         loop {
             let geometry = self.geometry();
             let mut task = Task {
-                work: &mut work,
+                work: &mut *work,
                 data,
                 geometry,
                 token: Token(7),
@@ -221,6 +226,34 @@ fn keeps_data(bench: &mut Bench) {
 #[test]
 fn memory_keeps_data() {
     keeps_data(&mut Bench::new(&BackingSpec::Memory { size_bytes: SIZE }));
+}
+
+#[test]
+fn memory_tells_the_digest_of_what_it_copies_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = Bench::new(&BackingSpec::Memory { size_bytes: SIZE });
+    let file = Bench::file(&dir.path().join("disk"));
+    for (mut bench, copies) in [(memory, true), (file, false)] {
+        for (len_bytes, byte) in [(512, 1), (4096, 2), (20 << 10, 3), (1 << 20, 4)] {
+            assert_eq!(bench.write(4096, len_bytes, byte, false), Status::SUCCESS);
+            let buf = bench.filled(len_bytes, 0xee);
+            let op = BackendOp::Read {
+                offset_bytes: 4096,
+                len_bytes,
+                fua: false,
+            };
+            for wanted in [false, true] {
+                let mut work = Work::new(op).with_digest(wanted);
+                let status = bench.finish(&mut work, Some(&buf), || {});
+                assert_eq!(status, Status::SUCCESS);
+                let all = vec![byte; len_bytes as usize];
+                assert_eq!(*buf.bytes().unwrap(), *all);
+                // Others have the kernel fill the buffer: there is no copy to compute it beside.
+                let known = (wanted && copies).then(|| Crc::of(&all));
+                assert_eq!(work.digest(), known, "{len_bytes} bytes");
+            }
+        }
+    }
 }
 
 #[test]
