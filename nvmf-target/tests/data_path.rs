@@ -226,6 +226,7 @@ fn deep_queues_of_mixed_sizes_keep_every_byte() {
             for (place, slot) in (0..places).zip(read) {
                 let done = host.wait(slot);
                 assert_eq!(done.status, Status::SUCCESS);
+                assert!(!done.damaged, "place {place} of {places}");
                 assert_eq!(
                     done.data,
                     pattern(len(place), place as u8),
