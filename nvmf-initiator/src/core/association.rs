@@ -322,6 +322,13 @@ impl Association {
         Duration::from_millis(u64::from(self.kato_ms) / looks)
     }
 
+    /// How long a controller may be silent while it owes the answer to a Keep Alive: half of the time-out. The other half at most has
+    /// passed since it was last heard when the command goes out, so that a dead link is noticed within the time-out. (Linux's host waits a
+    /// whole time-out from there.)
+    pub fn keep_alive_limit(&self) -> Duration {
+        Duration::from_millis(u64::from(self.kato_ms) / 2)
+    }
+
     /// Does what may take long without a word on the admin queue, and says there meanwhile that this host is alive.
     pub async fn kept_alive<T>(
         &self,

@@ -25,6 +25,7 @@ pub mod controller;
 pub mod discovery;
 pub mod error;
 pub(crate) mod head;
+pub(crate) mod keep_alive;
 pub(crate) mod link;
 pub mod message;
 pub mod namespace;

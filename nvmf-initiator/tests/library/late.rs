@@ -126,6 +126,24 @@ fn a_host_whose_queues_connect_slowly_says_that_it_is_alive() {
     block_on(disk.close());
 }
 
+/// However long other commands may take: what waits for Keep Alive goes by its own time-out.
+#[test]
+fn a_link_that_is_dead_is_noticed_by_the_keep_alive_timeout() {
+    let puppet = Puppet::start(Script::default());
+    let options = "&keep_alive_tmo=1&connect_timeout_ms=600000&reconnect_delay=1";
+    let disk = Namespace::connect_blocking(&puppet.url(options), session_config()).unwrap();
+    puppet.script(|script| script.ignore_keep_alives = true);
+    eventually("a new association", || {
+        puppet.see(|seen| seen.admin_connects > 1)
+    });
+    assert!(puppet.see(|seen| seen.keep_alives) >= 1);
+    puppet.script(|script| script.ignore_keep_alives = false);
+    eventually("an answer over an association that lives", || {
+        block_on(disk.read(3, 5)) == Ok(original(3, 5).into())
+    });
+    block_on(disk.close());
+}
+
 /// The target ends an association before its queues are connected, as one that had no processor for too long may: it refuses them, and
 /// rightly says that trying that again is of no use.
 #[test]

@@ -62,6 +62,8 @@ pub enum Aborts {
 pub struct Script {
     /// I/O commands are not answered.
     pub silent: bool,
+    /// Keep Alives are not answered.
+    pub ignore_keep_alives: bool,
     pub aborts: Aborts,
     pub breach: Option<(Moment, Breach)>,
     /// It does not close the connection when it is told that it broke a rule.
@@ -145,6 +147,7 @@ impl Default for Script {
     fn default() -> Self {
         Script {
             silent: false,
+            ignore_keep_alives: false,
             aborts: Aborts::Work,
             breach: None,
             stubborn: false,
@@ -419,6 +422,9 @@ impl Connection<'_> {
         let mut state = lock(self.state);
         if sqe.opcode == AdminOpcode::KEEP_ALIVE && !sqe.is_fabrics() {
             state.seen.keep_alives += 1;
+            if state.script.ignore_keep_alives {
+                return Ok(());
+            }
         }
         let controller = state.controllers.get_mut(&cntlid).ok_or(Over)?;
         let mut out = Vec::new();

@@ -12,6 +12,7 @@ use crate::core::aborts::Aborts;
 use crate::core::admin::AdminData;
 use crate::core::association::Association;
 use crate::core::error::{AdminError, ConnectError};
+use crate::core::keep_alive::unless_silent;
 use crate::core::message::{FromShard, HeadState, ToShard};
 use crate::core::namespace::NamespaceInfo;
 use crate::core::request::IoError;
@@ -98,11 +99,14 @@ impl Task {
         association: &Association,
         just_said: bool,
     ) -> Result<bool, AdminError> {
-        let heard = association.admin.take_heard() | self.traffic.swap(false, Ordering::Relaxed);
-        if association.has_traffic_based_keep_alive() && (heard || just_said) {
+        let heard = || association.admin.take_heard() | self.traffic.swap(false, Ordering::Relaxed);
+        if heard() | just_said && association.has_traffic_based_keep_alive() {
             return Ok(false);
         }
-        association.keep_alive().await?;
+        let limit = association.keep_alive_limit();
+        unless_silent(limit, heard, association.keep_alive())
+            .await
+            .unwrap_or(Err(AdminError::Timeout(limit.as_millis() as u32)))?;
         // Its own answer is no traffic that could stand in for the next one.
         association.admin.take_heard();
         Ok(true)
