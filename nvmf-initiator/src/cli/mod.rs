@@ -23,7 +23,6 @@ use crate::core::discovery::{Discovered, follow};
 use crate::core::error::ConnectError;
 use crate::daemon::api::{ConnectRequest, Failure, FailureKind, Reply, Request, Selection};
 use crate::daemon::client::{self, Absent};
-use crate::daemon::node::failure_of;
 use crate::daemon::serve::DaemonOptions;
 use crate::daemon::{RunDir, keeper, serve};
 use crate::host::{HostFiles, HostIdentity};
@@ -170,7 +169,7 @@ fn connect_all(run: &RunDir, etc: &Path, args: &ConnectAllArgs) -> Done {
             match wait_for(follow(&target, &host))? {
                 Ok(discovered) => subsystems(&discovered, &target, &mut failures),
                 Err(error) => {
-                    failures.push(failure_of(&error));
+                    failures.push(Failure::from(&error));
                     continue;
                 }
             }
@@ -203,7 +202,12 @@ fn connect_all(run: &RunDir, etc: &Path, args: &ConnectAllArgs) -> Done {
 
 /// The subsystems that can be connected, each way to them once.
 fn subsystems(discovered: &Discovered, asked: &Target, failures: &mut Vec<Failure>) -> Vec<Target> {
-    failures.extend(discovered.failed.iter().map(|(_, error)| failure_of(error)));
+    failures.extend(
+        discovered
+            .failed
+            .iter()
+            .map(|(_, error)| Failure::from(error)),
+    );
     let mut targets: Vec<Target> = Vec::new();
     for record in discovered.logs.iter().flat_map(|log| &log.records) {
         if record.subtype != SubsystemType::NVM {
@@ -259,7 +263,7 @@ fn discover(etc: &Path, args: &DiscoverArgs) -> Done {
                 })
             }
         };
-        let discovered = discovered.map_err(|error| failure_of(&error))?;
+        let discovered = discovered.map_err(|error| Failure::from(&error))?;
         for (address, error) in &discovered.failed {
             eprintln!("nvmf-initiator: referral to {address} not followed: {error}");
         }
@@ -337,7 +341,7 @@ fn identify(
             source,
         })
     };
-    wait_for(work)?.map_err(|error| failure_of(&error))
+    wait_for(work)?.map_err(|error| Failure::from(&error))
 }
 
 fn identify_attached(

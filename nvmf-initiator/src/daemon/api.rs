@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::address::Address;
+use crate::core::error::ConnectError;
 use crate::core::namespace::NamespaceIdentity;
 use crate::host::HostIdentity;
 use crate::options::Target;
@@ -219,6 +220,29 @@ impl FailureKind {
             kind: self,
             message: message.to_string(),
         }
+    }
+}
+
+/// With the kind that a failed connection attempt has.
+impl From<&ConnectError> for Failure {
+    fn from(error: &ConnectError) -> Self {
+        let kind = match error {
+            ConnectError::Unreachable { .. }
+            | ConnectError::Ended { .. }
+            | ConnectError::Timeout { .. } => FailureKind::Unreachable,
+            ConnectError::Refused { .. }
+            | ConnectError::Rejected { .. }
+            | ConnectError::AuthenticationRequired(_) => FailureKind::Refused,
+            ConnectError::Admin { .. } if error.status().is_some() => FailureKind::Refused,
+            ConnectError::Admin { .. } => FailureKind::Unreachable,
+            ConnectError::ShardGone | ConnectError::Rdma { .. } => FailureKind::System,
+            ConnectError::Violation { .. }
+            | ConnectError::NotReady { .. }
+            | ConnectError::Fatal(_)
+            | ConnectError::Unusable(_)
+            | ConnectError::TooFewQueues { .. } => FailureKind::Other,
+        };
+        kind.because(error)
     }
 }
 

@@ -290,7 +290,7 @@ impl Node {
             _,
         ) = controller::connect(spec)
             .await
-            .map_err(|error| failure_of(&error))?;
+            .map_err(|error| Failure::from(&error))?;
         tracing::info!(subnqn = request.target.subnqn, address = %request.target.address, queues = info.queues, "connected");
         let spec = AttachmentSpec {
             name: format!("nvmf{number}"),
@@ -420,7 +420,7 @@ impl Node {
         };
         let data = attachment.handle().identify(cns, nsid).await;
         let data = data.map_err(|source| {
-            failure_of(&ConnectError::Admin {
+            Failure::from(&ConnectError::Admin {
                 command: "Identify",
                 source,
             })
@@ -435,27 +435,6 @@ impl Node {
 
 fn not_attached(device: &str) -> String {
     format!("{device} is none of this initiator's devices or controllers; `list` shows them")
-}
-
-/// With the kind that a failed connection attempt has.
-pub(crate) fn failure_of(error: &ConnectError) -> Failure {
-    let kind = match error {
-        ConnectError::Unreachable { .. }
-        | ConnectError::Ended { .. }
-        | ConnectError::Timeout { .. } => FailureKind::Unreachable,
-        ConnectError::Refused { .. }
-        | ConnectError::Rejected { .. }
-        | ConnectError::AuthenticationRequired(_) => FailureKind::Refused,
-        ConnectError::Admin { .. } if error.status().is_some() => FailureKind::Refused,
-        ConnectError::Admin { .. } => FailureKind::Unreachable,
-        ConnectError::ShardGone | ConnectError::Rdma { .. } => FailureKind::System,
-        ConnectError::Violation { .. }
-        | ConnectError::NotReady { .. }
-        | ConnectError::Fatal(_)
-        | ConnectError::Unusable(_)
-        | ConnectError::TooFewQueues { .. } => FailureKind::Other,
-    };
-    kind.because(error)
 }
 
 fn failure_of_device(error: &DeviceError) -> Failure {
