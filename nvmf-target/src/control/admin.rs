@@ -20,7 +20,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep_until};
 
 use super::association::{AdminPeer, Association, EndReason, Notice, Stage};
-use super::handshake::{Carried, Connecting, Refusal, Refused};
+use super::connecting::{Carried, Connecting, Refusal, Refused};
 use super::net;
 use super::pump::{AdminPump, Event, Pump};
 use super::rdma::{Pulse, RdmaPump};

@@ -1,128 +1,31 @@
-//! A connection's first steps: ICReq, Connect, and then the way it goes: an admin queue stays here, an I/O queue goes to a shard.
+//! A TCP connection's first steps: ICReq, Connect, and then the way it goes.
 //!
 //! A socket that does not get through this in time is closed, so that silent ones cost nothing for long. A host whose Connect
 //! was refused may try again on the same connection until then.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use nvme_proto::controller::{ConnectRequest, Fault};
+use nvme_proto::controller::ConnectRequest;
 use nvme_proto::queue::MAX_QUEUE_DEPTH;
 use nvme_proto::tcp::{
     ConnectCapsule, ControllerHandshake, ControllerOffer, HandshakeEvent, Pda,
-    TERMINATION_TIMEOUT_MS, TcpParams,
+    TERMINATION_TIMEOUT_MS,
 };
-use nvme_proto::wire::Status;
 use tokio::time::Instant;
 use zerocopy::IntoBytes;
 
 use super::accept::Counted;
+use super::connecting::{Carried, Ended, place};
 use super::net::Stream;
-use super::rdma::Greeted;
 use super::target::Target;
-use super::{admin, io_connect};
-use crate::config::{Address, Carrier, Limits, TcpOptions};
+use crate::config::{Limits, TcpOptions};
 
 /// One read. ICReq fits, and so does Connect with its data.
 const READ_BYTES: usize = 4096;
 
-/// A connection whose host has sent a whole Connect.
-pub struct Connecting {
-    /// The connection.
-    pub carried: Carried,
-    /// Counts it against the bound.
-    pub counted: Counted,
-    /// The command, checked.
-    pub request: ConnectRequest,
-}
-
-/// What carries a connection.
-pub enum Carried {
-    /// TCP.
-    Tcp {
-        /// The socket.
-        stream: Stream,
-        /// What ICReq and ICResp agreed on.
-        params: TcpParams,
-        /// What came in behind Connect.
-        rest: Vec<u8>,
-    },
-    /// RDMA.
-    Rdma(Box<Greeted>),
-}
-
-impl Connecting {
-    /// The transport and our address that the host connected to.
-    pub fn local(&self) -> Address {
-        Address {
-            carrier: match self.carried {
-                Carried::Tcp { .. } => Carrier::Tcp,
-                Carried::Rdma(_) => Carrier::Rdma,
-            },
-            socket: self.addresses().0,
-        }
-    }
-
-    /// Our address that the host connected to, and the host's.
-    pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
-        match &self.carried {
-            Carried::Tcp { stream, .. } => (stream.local(), stream.peer()),
-            Carried::Rdma(greeted) => greeted.addresses(),
-        }
-    }
-}
-
-/// Why a Connect is refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// What the host is told.
-    pub status: Status,
-    /// Dword 0 of the answer: the parameter at fault, for Connect Invalid Parameters.
-    pub result: u64,
-    /// What the log is told.
-    pub reason: String,
-}
-
-impl Refusal {
-    /// Refuses for now: the host may come again, so DNR stays clear.
-    pub fn for_now(status: Status, reason: impl Into<String>) -> Self {
-        Refusal {
-            status,
-            result: 0,
-            reason: reason.into(),
-        }
-    }
-}
-
-impl From<Fault> for Refusal {
-    fn from(fault: Fault) -> Self {
-        Refusal {
-            status: fault.status(),
-            result: fault.result(),
-            reason: fault.to_string(),
-        }
-    }
-}
-
-/// A refused Connect and the connection it came in on.
-pub type Refused = Box<(Refusal, Connecting)>;
-
-/// Why a connection ended before its Connect succeeded.
-enum Ended {
-    /// The host closed it, or the socket failed.
-    Closed(String),
-    /// The time is up.
-    TimedOut,
-    /// The host broke a rule; it was told.
-    Violation(String),
-    /// The host sent a termination request.
-    Terminated(String),
-}
-
 /// Serves a connection from its first byte on.
-pub async fn serve(target: Rc<Target>, stream: Stream, counted: Counted) {
-    let peer = stream.peer();
+pub async fn serve(target: Rc<Target>, mut stream: Stream, mut counted: Counted) {
     let (limits, tcp) = {
         let config = target.config.borrow();
         (config.limits.clone(), config.tcp.clone())
@@ -134,54 +37,32 @@ pub async fn serve(target: Rc<Target>, stream: Stream, counted: Counted) {
         used: 0,
         deadline,
     };
-    let mut parts = (stream, counted);
     loop {
-        let (stream, counted) = parts;
         let capsule = match exchange.next_connect(&stream).await {
             Ok(capsule) => capsule,
             Err(ended) => return finish(&stream, ended, limits.handshake_ms).await,
         };
-        let cid = capsule.sqe.cid();
-        let refusal = match ConnectRequest::parse(
-            &capsule.sqe,
-            capsule.data.as_bytes(),
-            MAX_QUEUE_DEPTH.into(),
-        ) {
-            Ok(request) => {
-                let host = request.hostnqn.clone();
-                let connecting = Connecting {
-                    carried: Carried::Tcp {
-                        stream,
-                        params: capsule.params,
-                        rest: exchange.take_rest(),
-                    },
-                    counted,
-                    request,
-                };
-                let outcome = if connecting.request.qid.is_admin() {
-                    admin::start(&target, connecting)
-                } else {
-                    io_connect::start(&target, connecting, deadline).await
-                };
-                let Err(refused) = outcome else {
-                    return;
-                };
-                let (refusal, connecting) = *refused;
-                let Carried::Tcp { stream, rest, .. } = connecting.carried else {
-                    return;
-                };
-                exchange.put_back(rest);
-                parts = (stream, connecting.counted);
-                tracing::warn!(%peer, %host, status = %refusal.status, "Connect refused: {}", refusal.reason);
-                refusal
-            }
-            Err(fault) => {
-                let refusal = Refusal::from(fault);
-                tracing::warn!(%peer, status = %refusal.status, "Connect refused: {}", refusal.reason);
-                parts = (stream, counted);
-                refusal
-            }
+        let most = MAX_QUEUE_DEPTH.into();
+        let request = ConnectRequest::parse(&capsule.sqe, capsule.data.as_bytes(), most);
+        let carried = Carried::Tcp {
+            stream,
+            params: capsule.params,
+            rest: exchange.take_rest(),
         };
+        let back = place(&target, carried, counted, request, deadline).await;
+        let Some((
+            Carried::Tcp {
+                stream: same, rest, ..
+            },
+            still,
+            refusal,
+        )) = back
+        else {
+            return;
+        };
+        (stream, counted) = (same, still);
+        exchange.put_back(rest);
+        let cid = capsule.sqe.cid();
         exchange
             .handshake
             .refuse(cid, refusal.status, refusal.result);
@@ -271,19 +152,9 @@ async fn send(stream: &Stream, bytes: Vec<u8>, deadline: Instant) -> Result<(), 
 
 /// Says why a connection ends, and ends it.
 async fn finish(stream: &Stream, ended: Ended, limit_ms: u32) {
-    let peer = stream.peer();
-    match ended {
-        Ended::Closed(reason) => tracing::debug!(%peer, "closed before Connect: {reason}"),
-        Ended::Terminated(reason) => {
-            tracing::warn!(%peer, "ended by the host before Connect: {reason}");
-        }
-        Ended::TimedOut => {
-            tracing::warn!(%peer, "closed: no Connect within {limit_ms} ms");
-        }
-        Ended::Violation(reason) => {
-            tracing::warn!(%peer, "protocol error before Connect: {reason}");
-            linger(stream).await;
-        }
+    ended.tell(stream.peer(), limit_ms);
+    if matches!(ended, Ended::Violation(_)) {
+        linger(stream).await;
     }
     stream.shutdown();
 }

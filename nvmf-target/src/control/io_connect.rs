@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::admin;
 use super::association::{Association, Stage};
-use super::handshake::{Carried, Connecting, Refusal, Refused};
+use super::connecting::{Carried, Connecting, Refusal, Refused};
 use super::target::Target;
 use crate::shard::{Adopt, Connection};
 

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`net`] | sockets over tokio-uring |
 //! | [`accept`], [`listeners`], [`ports`] | accepting, and where which subsystem is served |
-//! | [`handshake`], [`io_connect`] | from the first byte to a queue |
+//! | [`handshake`], [`connecting`], [`io_connect`] | from the first byte to a queue |
 //! | [`admin`], [`pump`] | admin queues |
 //! | [`rdma`] | RDMA: listening, the steps to a queue, admin queues |
 //! | [`association`] | who is connected, and who has to wait for whom |
@@ -22,6 +22,7 @@
 pub mod accept;
 pub mod admin;
 pub mod association;
+pub mod connecting;
 pub mod discovery;
 pub mod flush;
 pub mod handshake;

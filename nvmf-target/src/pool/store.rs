@@ -122,7 +122,7 @@ impl Pool {
         tracing::info!(pool, path = %self.config.path.display(), fs = self.fs.type_name, reflink,
             volumes = holding.volumes.len(), snapshots = holding.snapshots.len(), "pool opened");
         if !reflink {
-            tracing::warn!(pool, "no snapshots and clones: {}", self.no_reflink());
+            tracing::warn!(pool, "{}", self.no_reflink());
         }
         if self.fs.kind == FsKind::Btrfs && !self.config.nocow {
             tracing::warn!(

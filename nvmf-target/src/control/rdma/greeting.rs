@@ -12,7 +12,6 @@ use nvme_proto::controller::{ConnectRequest, Fault};
 use nvme_proto::queue::MAX_QUEUE_DEPTH;
 use nvme_proto::rdma::controller_handshake::refusal as refusal_capsule;
 use nvme_proto::rdma::{ConnectCommand, ConnectSource};
-use nvme_proto::violation::Violation;
 use nvme_proto::wire::fabrics::ConnectData;
 use nvme_proto::wire::{Qid, Sqe, Status};
 use nvmf_io::Buf;
@@ -22,9 +21,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::super::accept::Counted;
-use super::super::handshake::{Carried, Connecting, Refusal};
+use super::super::connecting::{Carried, Ended, place};
 use super::super::target::Target;
-use super::super::{admin, io_connect};
 use super::{HungUp, Service, watched};
 use crate::rdma::DeviceUse;
 
@@ -41,13 +39,6 @@ pub struct Greeted {
     entries: u16,
     /// Keeps the thread's registrations.
     _device: DeviceUse,
-}
-
-/// Why a connection ended before its Connect succeeded.
-enum Ended {
-    Closed(String),
-    TimedOut,
-    Violation(Violation),
 }
 
 impl From<VerbsError> for Ended {
@@ -68,47 +59,18 @@ pub async fn serve(target: Rc<Target>, mut greeted: Greeted, mut counted: Counte
             Ok(connect) => connect,
             Err(ended) => break ended,
         };
-        let refusal = match greeted.judge(&sqe, &data) {
-            Ok(request) => {
-                let host = request.hostnqn.clone();
-                let connecting = Connecting {
-                    carried: Carried::Rdma(Box::new(greeted)),
-                    counted,
-                    request,
-                };
-                let outcome = if connecting.request.qid.is_admin() {
-                    admin::start(&target, connecting)
-                } else {
-                    io_connect::start(&target, connecting, deadline).await
-                };
-                let Err(refused) = outcome else {
-                    return;
-                };
-                let (refusal, connecting) = *refused;
-                let Carried::Rdma(back) = connecting.carried else {
-                    return;
-                };
-                (greeted, counted) = (*back, connecting.counted);
-                tracing::warn!(%peer, %host, status = %refusal.status, "Connect refused: {}", refusal.reason);
-                refusal
-            }
-            Err(fault) => {
-                let refusal = Refusal::from(fault);
-                tracing::warn!(%peer, status = %refusal.status, "Connect refused: {}", refusal.reason);
-                refusal
-            }
+        let request = greeted.judge(&sqe, &data);
+        let carried = Carried::Rdma(Box::new(greeted));
+        let back = place(&target, carried, counted, request, deadline).await;
+        let Some((Carried::Rdma(same), still, refusal)) = back else {
+            return;
         };
+        (greeted, counted) = (*same, still);
         if let Err(error) = greeted.answer(&sqe, refusal.status, refusal.result) {
             break error.into();
         }
     };
-    match ended {
-        Ended::Closed(reason) => tracing::debug!(%peer, "closed before Connect: {reason}"),
-        Ended::TimedOut => tracing::warn!(%peer, "closed: no Connect within {limit_ms} ms"),
-        Ended::Violation(violation) => {
-            tracing::warn!(%peer, "protocol error before Connect: {violation}");
-        }
-    }
+    ended.tell(peer, limit_ms);
     // The host may be waiting for it; what is posted goes with the queue pair.
     let _ = greeted.qp.id().disconnect();
     service.forget(key);
@@ -188,7 +150,7 @@ impl Greeted {
                 Ok(connect) => connect,
                 Err(violation) => {
                     let Some(status) = violation.status() else {
-                        return Err(Ended::Violation(violation));
+                        return Err(Ended::Violation(violation.to_string()));
                     };
                     let peer = self.addresses().1;
                     tracing::warn!(%peer, "command before Connect refused: {violation}");
