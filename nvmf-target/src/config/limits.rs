@@ -95,6 +95,6 @@ impl Default for TcpOptions {
 pub struct KeepAliveBounds {
     /// Shorter timeouts are raised to this; 0 for no bound.
     pub min_ms: u32,
-    /// Longer timeouts, and none at all, are refused; `None` for no bound.
+    /// Longer timeouts, and none at all except for discovery, are refused; `None` for no bound.
     pub max_ms: Option<u32>,
 }

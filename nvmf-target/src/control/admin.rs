@@ -156,15 +156,11 @@ fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refus
         ));
     }
     let config = target.config.borrow();
-    let kato_ms = bounded_kato(&config.keep_alive, request.kato_ms)?;
     if request.host_id.is_none() {
         tracing::warn!(host = %request.hostnqn, "the host has no host identifier (HOSTID is zero); all that do so count as one");
     }
-    let kind = if target.is_discovery(&served) {
-        ControllerKind::Discovery
-    } else {
-        ControllerKind::Io
-    };
+    let kind = kind_of(target, &served);
+    let kato_ms = bounded_kato(&config.keep_alive, kind, request.kato_ms)?;
     let limits = target.announced(connecting.local().carrier);
     let (transport, peer, pulse) = match &connecting.carried {
         Carried::Tcp { stream, .. } => (Transport::Tcp, AdminPeer::Tcp(stream.clone()), None),
@@ -218,9 +214,24 @@ fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refus
     }
 }
 
-/// The keep-alive timeout that a host gets that asks for `asked_ms`, 0 standing for none.
-fn bounded_kato(bounds: &KeepAliveBounds, asked_ms: u32) -> Result<u32, Refusal> {
+/// What the controllers of a subsystem are for.
+fn kind_of(target: &Target, served: &Rc<Served>) -> ControllerKind {
+    if target.is_discovery(served) {
+        ControllerKind::Discovery
+    } else {
+        ControllerKind::Io
+    }
+}
+
+/// The keep-alive timeout that a host gets that asks for `asked_ms`, 0 standing for none. Hosts that only read the discovery log ask for
+/// none; those may always do so, since a discovery controller without a timeout ends by itself when it is idle.
+fn bounded_kato(
+    bounds: &KeepAliveBounds,
+    kind: ControllerKind,
+    asked_ms: u32,
+) -> Result<u32, Refusal> {
     match bounds.max_ms {
+        _ if asked_ms == 0 && kind == ControllerKind::Discovery => Ok(0),
         Some(max_ms) if asked_ms == 0 || asked_ms > max_ms => Err(Refusal::for_now(
             Status::KEEP_ALIVE_TIMEOUT_INVALID.dnr(),
             format!("a keep-alive timeout of {asked_ms} ms; keep-alive.max-ms is {max_ms}"),
@@ -400,7 +411,8 @@ impl AdminQueue {
             return None;
         }
         let config = self.target.config.borrow();
-        let refused = bounded_kato(&config.keep_alive, set.cdw11).err();
+        let kind = kind_of(&self.target, &self.served);
+        let refused = bounded_kato(&config.keep_alive, kind, set.cdw11).err();
         refused.map(|refusal| refusal.status)
     }
 
@@ -450,17 +462,20 @@ mod tests {
 
     #[test]
     fn keep_alive_timeouts_are_raised_or_refused() {
+        use ControllerKind::{Discovery, Io};
         let open = KeepAliveBounds::default();
-        assert_eq!(bounded_kato(&open, 0).unwrap(), 0);
-        assert_eq!(bounded_kato(&open, 5000).unwrap(), 5000);
+        assert_eq!(bounded_kato(&open, Io, 0).unwrap(), 0);
+        assert_eq!(bounded_kato(&open, Io, 5000).unwrap(), 5000);
         let bounds = KeepAliveBounds {
             min_ms: 1000,
             max_ms: Some(60_000),
         };
-        assert_eq!(bounded_kato(&bounds, 10).unwrap(), 1000);
-        assert_eq!(bounded_kato(&bounds, 60_000).unwrap(), 60_000);
+        assert_eq!(bounded_kato(&bounds, Io, 10).unwrap(), 1000);
+        assert_eq!(bounded_kato(&bounds, Io, 60_000).unwrap(), 60_000);
+        assert_eq!(bounded_kato(&bounds, Discovery, 0).unwrap(), 0);
+        assert!(bounded_kato(&bounds, Discovery, 60_001).is_err());
         for asked in [0, 60_001] {
-            let refusal = bounded_kato(&bounds, asked).unwrap_err();
+            let refusal = bounded_kato(&bounds, Io, asked).unwrap_err();
             assert_eq!(refusal.status, Status::KEEP_ALIVE_TIMEOUT_INVALID.dnr());
         }
     }
