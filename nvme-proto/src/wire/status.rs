@@ -225,18 +225,41 @@ impl Status {
     pub const INVALID_QUEUE_TYPE: Self = Self::new(1, 0x85);
 }
 
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Status {
+    /// The status as that of a Connect command: where a code has two names, that of the fabrics commands alone.
+    pub fn of_connect(self) -> impl fmt::Display {
+        OfConnect(self)
+    }
+
+    fn write_as(self, name: Option<&str>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:02x}/{:02x}h", self.sct(), self.sc())?;
-        match self.name() {
+        match name {
             Some(name) => write!(f, " {name}")?,
-            None if *self == Self::INVALID_QUEUE_TYPE => write!(f, " Invalid Queue Type")?,
+            None if self == Self::INVALID_QUEUE_TYPE => write!(f, " Invalid Queue Type")?,
             None => {}
         }
         if self.is_dnr() {
             f.write_str(" (DNR)")?;
         }
         Ok(())
+    }
+}
+
+struct OfConnect(Status);
+
+impl fmt::Display for OfConnect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.0.name().map(|name| match name.split_once(", or ") {
+            Some((_, of_fabrics)) => of_fabrics,
+            None => name,
+        });
+        self.0.write_as(name, f)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_as(self.name(), f)
     }
 }
 
@@ -266,6 +289,14 @@ mod tests {
             "00/02h Invalid Field in Command (DNR)"
         );
         assert_eq!(Status::new(7, 0xfe).to_string(), "07/feh");
+        assert_eq!(
+            s.of_connect().to_string(),
+            "01/82h Connect Invalid Parameters (DNR)"
+        );
+        assert_eq!(
+            Status::KEEP_ALIVE_TIMEOUT_INVALID.of_connect().to_string(),
+            "00/1ah Keep Alive Timeout Invalid"
+        );
         assert!(Status::ANA_INACCESSIBLE.is_path_error());
         assert_eq!(Status(0b10 << 11).crd(), 2);
     }

@@ -48,9 +48,12 @@ impl std::error::Error for NoForm {}
 
 impl fmt::Display for NoForm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no form of block device is available here")?;
-        for reason in &self.0 {
-            write!(f, "; {reason}")?;
+        if self.0.len() != 1 {
+            write!(f, "no form of block device is available here; ")?;
+        }
+        for (index, reason) in self.0.iter().enumerate() {
+            let parted = if index > 0 { "; " } else { "" };
+            write!(f, "{parted}{reason}")?;
         }
         write!(f, "; --block none needs nothing of this")
     }

@@ -165,15 +165,19 @@ pub(super) fn namespace(data: &[u8], json: bool) -> String {
         .iter()
         .map(|format| serde_json::json!({ "ms": format.ms.get(), "ds": format.lbads, "rp": format.rp & 3 }))
         .collect();
-    let text = format!(
-        "{} formats; in use: blocks of {} bytes, {} bytes of metadata",
-        formats.len(),
-        in_use
-            .block_size_bytes()
-            .map_or("an impossible number of".to_owned(), |bytes| bytes
-                .to_string()),
-        in_use.ms.get()
-    );
+    let text = match in_use.block_size_bytes() {
+        // What a controller answers for a namespace that it has not.
+        _ if data.iter().all(|byte| *byte == 0) => "none: there is no active namespace".to_owned(),
+        None => format!(
+            "{} formats; that in use has an impossible block size",
+            formats.len()
+        ),
+        Some(bytes) => format!(
+            "{} formats; in use: blocks of {bytes} bytes, {} bytes of metadata",
+            formats.len(),
+            in_use.ms.get()
+        ),
+    };
     fields.push(Field {
         name: "lbafs",
         value: Value::Array(formats),

@@ -105,11 +105,25 @@ fn wait_for<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
 
 /// Prints; a reader that has seen enough is no failure.
 fn print(text: &str) -> Done {
-    match io::stdout().write_all(text.as_bytes()) {
+    put(text.as_bytes())
+}
+
+fn put(bytes: &[u8]) -> Done {
+    let mut stdout = io::stdout();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(FailureKind::Other.because(error))
+            Err(FailureKind::Other.because(format!("writing the output: {error}")))
         }
         _ => Ok(()),
+    }
+}
+
+/// A device as the daemon can look it up, which may run in another folder.
+fn absolute(device: &str) -> String {
+    let path = Path::new(device);
+    match std::path::absolute(path) {
+        Ok(path) if device.contains('/') && !device.contains(':') => path.display().to_string(),
+        _ => device.to_owned(),
     }
 }
 
@@ -228,7 +242,7 @@ fn subsystems(discovered: &Discovered, asked: &Target, failures: &mut Vec<Failur
 fn disconnect(run: &RunDir, args: &DisconnectArgs) -> Done {
     let what = match (&args.what.nqn, &args.what.device) {
         (Some(nqn), _) => Selection::Nqn(nqn.clone()),
-        (None, Some(device)) => Selection::Device(device.clone()),
+        (None, Some(device)) => Selection::Device(absolute(device)),
         (None, None) => Selection::All,
     };
     let is_all = what == Selection::All;
@@ -283,9 +297,7 @@ fn list(run: &RunDir, output: OutputArgs) -> Done {
 fn id_ctrl(run: &RunDir, etc: &Path, args: &IdCtrlArgs) -> Done {
     let data = identify(run, etc, &args.controller, None)?;
     if args.raw_binary {
-        return io::stdout()
-            .write_all(&data)
-            .map_err(|error| FailureKind::Other.because(error));
+        return put(&data);
     }
     print(&identify::controller(&data, args.output.is_json()))
 }
@@ -293,9 +305,7 @@ fn id_ctrl(run: &RunDir, etc: &Path, args: &IdCtrlArgs) -> Done {
 fn id_ns(run: &RunDir, etc: &Path, args: &IdNsArgs) -> Done {
     let data = identify(run, etc, &args.controller, Some(args.namespace_id))?;
     if args.raw_binary {
-        return io::stdout()
-            .write_all(&data)
-            .map_err(|error| FailureKind::Other.because(error));
+        return put(&data);
     }
     print(&identify::namespace(&data, args.output.is_json()))
 }
@@ -311,6 +321,10 @@ fn identify(
         Some(device) if device.starts_with("nvme+") => {
             let url = device.parse().map_err(usage)?;
             NamespaceUrl::new(url, of.nqn.clone()).map_err(usage)?
+        }
+        None if of.port.traddr.is_none() => {
+            let what = "give a device, nvme+tcp://HOST:PORT/NQN, or --traddr and --nqn";
+            return Err(usage(format!("no address: {what}")));
         }
         Some(device) => return identify_attached(run, device, namespace),
         None => {
@@ -333,7 +347,7 @@ fn identify(
         None => (Cns::CONTROLLER, Nsid::NONE),
     };
     let work = async {
-        let association = Association::establish(&target, &host, 0).await?;
+        let association = Association::establish(&target, &host, target.options.kato_ms()).await?;
         let data = association.identify_raw(cns, nsid).await;
         association.shut_down().await;
         data.map_err(|source| ConnectError::Admin {
@@ -350,7 +364,7 @@ fn identify_attached(
     namespace: Option<Option<u32>>,
 ) -> Result<Vec<u8>, Failure> {
     let request = Request::Identify {
-        of: device.to_owned(),
+        of: absolute(device),
         namespace: namespace.is_some(),
         nsid: namespace.flatten(),
     };

@@ -69,7 +69,7 @@ pub enum ConnectError {
         violation: Violation,
     },
     /// Connect was refused.
-    #[error("{subnqn}: the target refused Connect: {status}{}", refusal(.status, .parameter, .hostnqn))]
+    #[error("{subnqn}: the target refused Connect: {}{}", .status.of_connect(), refusal(.status, .parameter, .hostnqn))]
     Refused {
         /// The subsystem.
         subnqn: String,
@@ -187,6 +187,9 @@ fn refusal(status: &Status, parameter: &Option<InvalidParameter>, hostnqn: &str)
     }
     if status.is(Status::CONNECT_CONTROLLER_BUSY) {
         return "; the controller is in use, trying again later may work".to_owned();
+    }
+    if status.is(Status::KEEP_ALIVE_TIMEOUT_INVALID) {
+        return "; the target wants another --keep-alive-tmo".to_owned();
     }
     match parameter {
         Some(InvalidParameter::SUBNQN) => {

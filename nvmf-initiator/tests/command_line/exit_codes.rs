@@ -10,7 +10,7 @@ use crate::rig::{NQN, Node, address, config, serve};
 #[test]
 fn two_for_arguments_that_make_no_sense() {
     let node = Node::new();
-    let cases: [(&str, &[&str]); 22] = [
+    let cases: [(&str, &[&str]); 23] = [
         ("", &["Usage"]),
         ("connectt", &["connectt"]),
         ("connect -n n", &["no address", "--traddr"]),
@@ -49,6 +49,7 @@ fn two_for_arguments_that_make_no_sense() {
         ("disconnect", &["--nqn", "--device"]),
         ("disconnect -n n -d nvmf0", &["cannot be used with"]),
         ("id-ctrl nvme+tcp://h:1/n?nisd=1", &["nisd"]),
+        ("id-ctrl", &["a device", "--traddr"]),
     ];
     for (line, says) in cases {
         let outcome = node.run(line);
@@ -115,13 +116,26 @@ fn five_for_what_the_target_refuses() {
         "allow-any-host = true",
         &format!("allowed-hosts = [\"{host}\"]"),
     );
-    serve(&text);
+    serve(&format!("{text}[keep-alive]\nmax-ms = 60000\n"));
+    node.run(&format!("discover -a {at} -s 4420 -q {host}"))
+        .ok();
+    node.run(&format!(
+        "connect -a {at} -n {NQN} --block none -q {host} -k 0"
+    ))
+    .failed(5, &["--keep-alive-tmo"]);
     let unknown = format!("connect -a {at} -n nqn.2025-01.org.example:no --block none");
-    node.run(&unknown)
-        .failed(5, &["nqn.2025-01.org.example:no"]);
+    node.run(&unknown).failed(
+        5,
+        &[
+            "nqn.2025-01.org.example:no",
+            "01/82h Connect Invalid Parameters",
+        ],
+    );
     let connect = format!("connect -a {at} -n {NQN} --block none");
     node.run(&connect).failed(5, &["host"]);
     node.run(&format!("{connect} -q {host}")).ok();
+    node.run(&format!("id-ctrl -a {at} --nqn {NQN} -q {host}"))
+        .ok();
 }
 
 #[test]
@@ -180,6 +194,8 @@ fn identify_without_connecting() {
         .run(&format!("id-ns nvme+tcp://{at}/{NQN}?nsid=1 -n 7 -o json"))
         .json();
     assert_eq!(id["nsze"], 0);
+    let text = node.run(&format!("id-ns nvme+tcp://{at}/{NQN} -n 7")).ok();
+    assert!(text.contains("no active namespace"), "{text}");
     node.run(&format!("id-ctrl -a {at}")).failed(2, &["--nqn"]);
     assert!(node.connected().is_empty());
 }

@@ -158,6 +158,6 @@ pub async fn place(
         Err(fault) => (carried, counted, None, Refusal::from(fault)),
     };
     let (peer, host) = (carried.addresses().1, host.map(tracing::field::display));
-    tracing::warn!(%peer, host, status = %refusal.status, "Connect refused: {}", refusal.reason);
+    tracing::warn!(%peer, host, status = %refusal.status.of_connect(), "Connect refused: {}", refusal.reason);
     Some((carried, counted, refusal))
 }
