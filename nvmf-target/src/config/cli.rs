@@ -25,9 +25,9 @@ pub const DEFAULT_LISTEN: Address = Address::tcp(std::net::SocketAddr::new(
 const AFTER_HELP: &str = "\
 SIZE is a number of bytes, or one with K, M, G, T or P (powers of 1024), such as 512M or 10GiB.
 
-Signals: SIGHUP reads the file of --config again and applies what changed, and looks again at the sizes of files and
-devices; connections that a change does not concern are left alone. SIGTERM and SIGINT stop accepting, let commands
-finish, flush, and end; a second one ends at once.
+Signals: SIGHUP reads the file of --config again and applies what changed, and looks again at the sizes of files \
+and devices; connections that a change does not concern are left alone. SIGTERM and SIGINT stop accepting, let \
+commands finish, flush, and end; a second one ends at once.
 
 Exit status:
   0  stopped by a signal, everything finished and flushed; or --check found nothing wrong
@@ -124,7 +124,7 @@ pub struct Cli {
     #[command(flatten)]
     pub rpc_tls: api::RpcTls,
 
-    /// Check the configuration and end
+    /// Check what is written in the configuration and end; storage and addresses are not tried
     #[arg(long)]
     pub check: bool,
     /// Write the addresses, one a line, to this file once hosts can connect

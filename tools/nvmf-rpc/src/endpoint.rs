@@ -42,19 +42,20 @@ pub enum EndpointError {
 const ENV_CA: &str = "NVMF_RPC_TLS_CA";
 const ENV_CERT: &str = "NVMF_RPC_TLS_CERT";
 const ENV_KEY: &str = "NVMF_RPC_TLS_KEY";
+// Given to each argument: a heading for all that follow would take in those of the program too.
+const HEADING: &str = "Management API over TLS (tls://HOST:PORT)";
 
 /// The arguments of a program that can talk to a target over TLS.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Management API over TLS (tls://HOST:PORT)")]
 pub struct TlsArgs {
     /// Authorities (PEM) that the target's certificate may be signed by
-    #[arg(long, global = true, value_name = "FILE", env = ENV_CA)]
+    #[arg(long, global = true, value_name = "FILE", env = ENV_CA, help_heading = HEADING)]
     pub tls_ca: Option<PathBuf>,
     /// This client's certificate (PEM), with the intermediate ones after it
-    #[arg(long, global = true, value_name = "FILE", env = ENV_CERT)]
+    #[arg(long, global = true, value_name = "FILE", env = ENV_CERT, help_heading = HEADING)]
     pub tls_cert: Option<PathBuf>,
     /// Its private key (PEM)
-    #[arg(long, global = true, value_name = "FILE", env = ENV_KEY)]
+    #[arg(long, global = true, value_name = "FILE", env = ENV_KEY, help_heading = HEADING)]
     pub tls_key: Option<PathBuf>,
 }
 

@@ -461,9 +461,22 @@ impl FromStr for LabelFilter {
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
-    let (key, value) = pair.ok_or_else(|| format!("{text:?} is no label; write KEY=VALUE"))?;
-    Ok((key.to_owned(), value.to_owned()))
+    pair(text).ok_or_else(|| format!("{text:?} is no label; write KEY=VALUE"))
+}
+
+fn volume_and_snapshot(text: &str) -> Result<(String, String), String> {
+    pair(text)
+        .filter(|(_, name)| !name.is_empty())
+        .ok_or_else(|| {
+            format!(
+                "{text:?} names no snapshot; write VOLUME=NAME, NAME being that of the snapshot"
+            )
+        })
+}
+
+fn pair(text: &str) -> Option<(String, String)> {
+    let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty())?;
+    Some((key.to_owned(), value.to_owned()))
 }
 
 #[derive(Debug, Subcommand)]
@@ -482,7 +495,7 @@ pub enum Snapshot {
         /// The pool
         pool: String,
         /// Which volume, and what the snapshot is called (repeatable)
-        #[arg(value_name = "VOLUME=NAME", value_parser = label, required = true)]
+        #[arg(value_name = "VOLUME=NAME", value_parser = volume_and_snapshot, required = true)]
         snapshot: Vec<(String, String)>,
     },
     /// Remove one
@@ -510,6 +523,27 @@ pub struct Top {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn flags_after_those_of_tls_are_not_under_their_heading() {
+        let command = Cli::command();
+        let heading = |id: &str| {
+            let flag = command.get_arguments().find(|arg| arg.get_id() == id);
+            flag.unwrap().get_help_heading()
+        };
+        assert!(heading("tls_key").unwrap().contains("TLS"));
+        assert_eq!((heading("json"), heading("timeout")), (None, None));
+    }
+
+    #[test]
+    fn a_snapshot_is_asked_for_with_its_volume() {
+        let parse = |text| Cli::try_parse_from(["nvmfctl", "snapshot", "create", "pool", text]);
+        assert!(parse("volume=name").is_ok());
+        for text in ["name", "volume=", "=name"] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains("write VOLUME=NAME"), "{error}");
+        }
+    }
 
     #[test]
     fn an_address_has_a_transport_or_is_tcp() {

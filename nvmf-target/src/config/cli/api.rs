@@ -8,27 +8,29 @@ use clap::Args;
 use super::super::problem::{Collector, Place};
 use super::super::{Chosen, ClientName, TlsOptions};
 
+// Given to each flag: a heading for all that follow would take in those after them.
+const HEADING: &str = "Management API over TCP, with mutual TLS (files in PEM form)";
+
 /// The management API over TCP; replaces the file's `[api.tls]`.
 #[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Management API over TCP, with mutual TLS (files in PEM form)")]
 pub struct RpcTls {
     /// Serve the management API here too, to clients with a certificate
-    #[arg(long, value_name = "ADDR:PORT", requires_all = ["rpc_cert", "rpc_key", "rpc_client_ca"])]
+    #[arg(long, help_heading = HEADING, value_name = "ADDR:PORT", requires_all = ["rpc_cert", "rpc_key", "rpc_client_ca"])]
     pub rpc_tls: Option<SocketAddr>,
     /// The target's certificate, with the intermediate ones after it
-    #[arg(long, value_name = "FILE", requires = "rpc_tls")]
+    #[arg(long, help_heading = HEADING, value_name = "FILE", requires = "rpc_tls")]
     pub rpc_cert: Option<PathBuf>,
     /// Its private key
-    #[arg(long, value_name = "FILE", requires = "rpc_tls")]
+    #[arg(long, help_heading = HEADING, value_name = "FILE", requires = "rpc_tls")]
     pub rpc_key: Option<PathBuf>,
     /// Authorities that clients' certificates must be signed by
-    #[arg(long, value_name = "FILE", requires = "rpc_tls")]
+    #[arg(long, help_heading = HEADING, value_name = "FILE", requires = "rpc_tls")]
     pub rpc_client_ca: Option<PathBuf>,
     /// Let this client do everything (repeatable): a DNS name of its certificate, or sha256:FINGERPRINT [default: every one with a certificate]
-    #[arg(long, value_name = "NAME", requires = "rpc_tls")]
+    #[arg(long, help_heading = HEADING, value_name = "NAME", requires = "rpc_tls")]
     pub rpc_client: Vec<ClientName>,
     /// Let this client read (repeatable)
-    #[arg(long, value_name = "NAME", requires = "rpc_tls")]
+    #[arg(long, help_heading = HEADING, value_name = "NAME", requires = "rpc_tls")]
     pub rpc_read_only_client: Vec<ClientName>,
 }
 

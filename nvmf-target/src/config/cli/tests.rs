@@ -340,3 +340,14 @@ fn the_api_over_tcp_takes_all_its_flags_or_none() {
     let unnamed = [&all[..], &["--rpc-read-only-client", "10.0.0.1"]].concat();
     assert!(usage_error(&unnamed).contains("names no client"));
 }
+
+#[test]
+fn flags_after_those_of_the_api_are_not_under_its_heading() {
+    let command = <Cli as clap::CommandFactory>::command();
+    let heading = |id: &str| {
+        let flag = command.get_arguments().find(|arg| arg.get_id() == id);
+        flag.unwrap().get_help_heading()
+    };
+    assert!(heading("rpc_key").unwrap().contains("TLS"));
+    assert_eq!((heading("check"), heading("log")), (None, None));
+}
