@@ -222,7 +222,9 @@ impl From<LiveError> for RpcError {
 /// The code of what is wrong with storage.
 pub fn storage_code(error: &BackingError) -> i32 {
     match error {
-        BackingError::Missing(_) => code::NOT_FOUND,
+        BackingError::Missing(_) | BackingError::NoFolder(_) | BackingError::NoDevice(_) => {
+            code::NOT_FOUND
+        }
         BackingError::InUse(_) => code::BUSY,
         BackingError::Open { errno, .. } | BackingError::System { errno, .. } => {
             -errno.raw_os_error()

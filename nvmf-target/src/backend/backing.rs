@@ -164,6 +164,13 @@ impl Backing {
                 block_bytes,
             });
         }
+        let rest_bytes = size_bytes % u64::from(block_bytes);
+        if rest_bytes > 0 {
+            tracing::warn!(
+                storage = %spec, block_bytes, rest_bytes,
+                "the last bytes are no whole block and are not served"
+            );
+        }
         Ok(Self {
             disk: Self::disk_of(&kind),
             kind,

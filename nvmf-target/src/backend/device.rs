@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::error::BackingError;
-use super::storage::{access, open_error};
+use super::storage::{access, of_device, open_error};
 use super::work::PIECE_BYTES;
 
 /// Memory pages that MDTS counts in. Controllers may count in larger ones, never in smaller.
@@ -40,7 +40,7 @@ impl Device {
     /// Opens `/dev/ngXnY` and asks what it is. Returns its size in bytes too.
     pub(super) fn open(path: &Path, read_only: bool) -> Result<(Self, u64), BackingError> {
         let fd = open(path, access(read_only) | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| open_error(path, read_only, errno))?;
+            .map_err(|errno| of_device(open_error(path, read_only, errno)))?;
         let system = |action, errno| BackingError::System {
             what: what(path),
             action,

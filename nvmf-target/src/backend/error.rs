@@ -13,6 +13,12 @@ pub enum BackingError {
          have it made", path = .0.display()
     )]
     Missing(PathBuf),
+    /// The folder in which it should be is not there.
+    #[error("{}: its folder is not there; make it first, or mend the path", .0.display())]
+    NoFolder(PathBuf),
+    /// There is no such device.
+    #[error("{}: no such device; is the name right, and the driver loaded?", .0.display())]
+    NoDevice(PathBuf),
     /// Another target has it open, or this one under another name.
     #[error(
         "{} is served already, by this or another process; end that, or serve it read-only on both sides", .0.display()

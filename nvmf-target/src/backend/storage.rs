@@ -68,7 +68,13 @@ fn open_direct(
 /// Why it cannot be opened, with what to do about it.
 pub(super) fn open_error(path: &Path, read_only: bool, errno: Errno) -> BackingError {
     let remedy = match errno {
-        Errno::NOENT => return BackingError::Missing(path.into()),
+        Errno::NOENT => {
+            let folder = path.parent().filter(|folder| !folder.is_dir());
+            return match folder {
+                Some(_) => BackingError::NoFolder(path.into()),
+                None => BackingError::Missing(path.into()),
+            };
+        }
         Errno::ACCESS | Errno::PERM => "; give this user access to it, or serve it read-only",
         Errno::ROFS => "; serve it read-only",
         Errno::BUSY => "; it is mounted or otherwise in use: release it, or serve it read-only",
@@ -85,6 +91,14 @@ pub(super) fn open_error(path: &Path, read_only: bool, errno: Errno) -> BackingE
         access,
         errno,
         remedy,
+    }
+}
+
+/// The error of opening a device: nobody makes one that is missing.
+pub(super) fn of_device(error: BackingError) -> BackingError {
+    match error {
+        BackingError::Missing(path) | BackingError::NoFolder(path) => BackingError::NoDevice(path),
+        error => error,
     }
 }
 
@@ -187,7 +201,7 @@ pub(super) fn open_block(path: &Path, read_only: bool) -> Result<(Storage, u64),
     } else {
         OFlags::EXCL
     };
-    let (fd, direct) = open_direct(path, exclusive, read_only)?;
+    let (fd, direct) = open_direct(path, exclusive, read_only).map_err(of_device)?;
     let what = || format!("block device {}", path.display());
     let system = |action, errno| BackingError::System {
         what: what(),

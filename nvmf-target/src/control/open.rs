@@ -263,7 +263,7 @@ mod tests {
         let missing = config(
             3,
             BackingSpec::File {
-                path: "/nonexistent/a".into(),
+                path: "/nonexistent".into(),
                 size_bytes: None,
             },
         );
@@ -272,7 +272,7 @@ mod tests {
                 .open(&nqn(), &missing, None, Duration::ZERO)
                 .unwrap_err()
                 .to_string(),
-            "namespace 3 of nqn.2025-01.org.example:a: /nonexistent/a: no such file; make it (truncate -s SIZE /nonexistent/a), or give a size where the configuration names it (--file PATH:SIZE, or size) to have it made"
+            "namespace 3 of nqn.2025-01.org.example:a: /nonexistent: no such file; make it (truncate -s SIZE /nonexistent), or give a size where the configuration names it (--file PATH:SIZE, or size) to have it made"
         );
     }
 }

@@ -72,22 +72,22 @@ impl ShardConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
     /// The ring cannot be had.
-    #[error("shard {index}: {source}")]
+    #[error("shard {index}: {cause}")]
     Ring {
         /// Which shard.
         index: usize,
         /// Why, and what to do.
-        source: RingError,
+        cause: RingError,
     },
     /// A system call failed.
-    #[error("shard {index}: cannot {action}: {source}")]
+    #[error("shard {index}: cannot {action}: {cause}")]
     System {
         /// Which shard.
         index: usize,
         /// What was tried.
         action: &'static str,
         /// What the kernel said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// There is no memory for its buffers.
     #[error(
@@ -119,10 +119,10 @@ impl ShardHandle {
     ) -> Result<Self, ShardError> {
         let index = config.index;
         let system = |action| {
-            move |source| ShardError::System {
+            move |cause| ShardError::System {
                 index,
                 action,
-                source,
+                cause,
             }
         };
         let (sender, mailbox) = mailbox::channel().map_err(system("make a mailbox"))?;
@@ -189,15 +189,14 @@ fn prepare(
 ) -> Result<Context, ShardError> {
     let index = config.index;
     if let Some(core) = config.core {
-        let action =
-            "stay on its core; give cores that exist and that this process may use (--cores)";
-        cpu::pin(core).map_err(|source| ShardError::System {
+        let action = "stay on its core, which has to exist and to be one that this process may use (--cores)";
+        cpu::pin(core).map_err(|cause| ShardError::System {
             index,
             action,
-            source,
+            cause,
         })?;
     }
-    let mut ring = Ring::new(&config.ring).map_err(|source| ShardError::Ring { index, source })?;
+    let mut ring = Ring::new(&config.ring).map_err(|cause| ShardError::Ring { index, cause })?;
     let pool = BufPool::new(&PoolConfig {
         max_bytes: config.buffer_bytes,
         ..PoolConfig::default()

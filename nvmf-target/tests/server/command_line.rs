@@ -41,12 +41,17 @@ fn mistakes_exit_with_2_and_say_what_to_do() {
 
 #[test]
 fn what_cannot_start_exits_with_1() {
-    let (code, _, stderr) = run(&["--file", "/nonexistent/a.img"]);
-    assert_eq!(code, 1);
-    assert!(
-        stderr.contains("/nonexistent/a.img") && stderr.contains("give a size"),
-        "{stderr}"
-    );
+    for (path, says) in [
+        ("/nonexistent.img", "give a size"),
+        ("/nonexistent/a.img:1G", "its folder is not there"),
+    ] {
+        let (code, _, stderr) = run(&["--file", path]);
+        assert_eq!(code, 1);
+        assert!(
+            stderr.contains("/nonexistent") && stderr.contains(says),
+            "{stderr}"
+        );
+    }
     let running = Target::quick(&[]);
     let listen = format!("tcp://{}", running.address());
     let (code, _, stderr) = run(&["--null", "1G", "--listen", &listen]);

@@ -71,6 +71,25 @@ fn what_cannot_be_served_is_refused_with_a_remedy() {
     let cases = [
         (BackingSpec::Null { size_bytes: 511 }, "less than one block"),
         (
+            BackingSpec::File {
+                path: path.join("no/folder"),
+                size_bytes: Some(8192),
+            },
+            "its folder is not there",
+        ),
+        (
+            BackingSpec::Block {
+                path: path.join("no-device"),
+            },
+            "no such device",
+        ),
+        (
+            BackingSpec::Passthrough {
+                path: path.join("no-device"),
+            },
+            "no such device",
+        ),
+        (
             BackingSpec::Block {
                 path: "/dev/null".into(),
             },
