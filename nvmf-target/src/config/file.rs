@@ -53,12 +53,37 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, Problems> {
             file: Some(path.to_owned()),
             line,
             key,
-            message: error.message().to_owned(),
+            message: in_plain_words(error.message()),
         }])
     })?;
     let mut problems = Collector::for_file(path, text);
     let config = raw.check(&mut problems);
     problems.finish(config)
+}
+
+/// What the parser says, in the words of a configuration instead of Rust's.
+fn in_plain_words(message: &str) -> String {
+    const NAMED: &[(&str, &str)] = &[
+        (
+            "invalid type: map, expected a sequence",
+            "there may be several of it: write its name in double brackets, such as [[subsystem]]",
+        ),
+        (
+            "expected a sequence",
+            "expected a list; write brackets around it, such as [\"tcp://127.0.0.1:4420\"]",
+        ),
+        ("expected u64", "expected a number of 0 or more"),
+        ("expected u32", "expected a number of 0 or more"),
+        ("expected a boolean", "expected true or false"),
+        (
+            "invalid socket address syntax",
+            "not an IP address with a port; write ADDR:PORT, such as 192.0.2.10:4421",
+        ),
+    ];
+    let named = NAMED
+        .iter()
+        .find_map(|(rust, plain)| Some(format!("{}{plain}", message.strip_suffix(rust)?)));
+    named.unwrap_or_else(|| message.to_owned())
 }
 
 /// The key that line number `line` assigns to; empty for headers and continued values.

@@ -209,8 +209,25 @@ fn a_missing_file_is_named() {
 fn syntax_and_type_errors_name_file_line_and_key() {
     assert_eq!(
         messages("\nbusy-poll = \"fast\"\n"),
-        ["t.toml:2: busy-poll: invalid type: string \"fast\", expected u64"]
+        ["t.toml:2: busy-poll: invalid type: string \"fast\", expected a number of 0 or more"]
     );
+    for (text, says) in [
+        ("listen = \"tcp://127.0.0.1\"", "write brackets around it"),
+        ("[subsystem]\nnqn = \"a\"", "[[subsystem]]"),
+        ("[tcp]\nheader-digest = 1", "expected true or false"),
+        ("[api.tls]\nlisten = \"here\"", "write ADDR:PORT"),
+        ("[[subsystem]]\nnqn = 1", "expected a string"),
+        (
+            "[[subsystem]]\nnqn = \"a\"\n[[subsystem.namespace]]\nnsid = -1",
+            "expected a number of 0 or more",
+        ),
+    ] {
+        let messages = messages(text);
+        assert!(
+            messages.len() == 1 && messages[0].contains(says),
+            "{messages:?}"
+        );
+    }
     assert_eq!(
         messages("listne = []\n"),
         [
@@ -552,7 +569,7 @@ fn the_api_over_tcp_is_all_there_or_refused() {
         ),
         (
             &good.replace("10.0.0.1:4421", "10.0.0.1"),
-            "invalid socket address",
+            "write ADDR:PORT",
         ),
         (
             &good.replace("/k", "k"),
