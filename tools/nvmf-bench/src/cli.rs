@@ -3,10 +3,14 @@
 //! One structure, [`JobSpec`], is the single list of options; a job file's section becomes the same arguments, so the two can
 //! never disagree on a name, a default or a bound.
 
+use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use anyhow::Context;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::units::{parse_block_size, parse_cores, parse_time};
 
@@ -21,7 +25,8 @@ use crate::units::{parse_block_size, parse_cores, parse_time};
 )]
 #[command(
     after_help = "WHAT in --filename: nvme+tcp://HOST:PORT/NQN?nsid=1 or nvme+rdma://… (our initiator, in this process), or a file or block device (io_uring).\n\
-    Exit codes: 0 done; 1 an I/O failed or data did not verify; 2 the command line or a job file is wrong; 3 the target or file cannot be opened."
+    Exit codes: 0 done; 1 an I/O failed or data did not verify; 2 the command line or a job file is wrong; 3 the target or file cannot be opened;\n\
+    130 interrupted by Ctrl-C, after what was measured until then was printed."
 )]
 pub struct Cli {
     /// Compare two places instead of loading one.
@@ -40,8 +45,46 @@ pub struct Cli {
 /// What to do when it is not simply running jobs.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Run the same workloads on A and on B in turn, several rounds, and print one table.
+    /// Run the same workloads on A and on B in turn, several rounds, and print one table. Those that write overwrite what is there.
     Compare(Compare),
+}
+
+/// Options of a job that a comparison has no use for: it sets them itself, or writes nothing of the kind.
+const NOT_OF_COMPARE: [&str; 8] = [
+    "name",
+    "filename",
+    "rw",
+    "bs",
+    "iodepth",
+    "time_based",
+    "stonewall",
+    "hdr_log",
+];
+
+impl Cli {
+    /// Parses a command line, the program's name first.
+    pub fn parse_strictly(args: Vec<String>) -> Result<Self, clap::Error> {
+        let hidden = |compare: clap::Command| {
+            NOT_OF_COMPARE.iter().fold(compare, |compare, id| {
+                compare.mut_arg(id, |arg| arg.hide(true))
+            })
+        };
+        let mut command = Self::command().mut_subcommand("compare", hidden);
+        let matches = command.try_get_matches_from_mut(args)?;
+        if let Some(compare) = matches.subcommand_matches("compare") {
+            let given = |id: &&&str| compare.value_source(id) == Some(ValueSource::CommandLine);
+            if let Some(id) = NOT_OF_COMPARE.iter().find(given) {
+                let flag = id.replace('_', "-");
+                return Err(command.error(
+                    ErrorKind::ArgumentConflict,
+                    format!(
+                        "compare takes no --{flag}: it runs --workload RW:BS:IODEPTH on A and B"
+                    ),
+                ));
+            }
+        }
+        Self::from_arg_matches(&matches)
+    }
 }
 
 /// `nvmf-bench compare A B`.
@@ -202,6 +245,9 @@ pub struct JobSpec {
     /// Go on until --runtime even if --size is reached, over and over.
     #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = parse_flag, action = clap::ArgAction::Set)]
     pub time_based: bool,
+    /// Begin when the jobs before this one have ended, instead of together with them.
+    #[arg(long, alias = "wait-for-previous", num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = parse_flag, action = clap::ArgAction::Set)]
+    pub stonewall: bool,
     /// Run this long before anything is counted.
     #[arg(long, default_value = "0", value_parser = parse_time)]
     pub ramp_time: Duration,
@@ -240,6 +286,19 @@ pub struct JobSpec {
     pub hostnqn: Option<String>,
 }
 
+impl JobSpec {
+    /// What no option says wrongly by itself: options that do not go together.
+    pub fn check(&self) -> Result<(), String> {
+        match (&self.filename, self.time_based, self.runtime) {
+            (None, ..) => Err(
+                "--filename is missing: name a file, a block device, nvme+tcp://HOST:PORT/NQN?nsid=N or nvme+rdma://…".into(),
+            ),
+            (_, true, None) => Err("--time-based needs a --runtime".into()),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Where the result goes.
 #[derive(Args, Clone, Debug)]
 pub struct Output {
@@ -258,6 +317,20 @@ pub struct Output {
     /// Do not show progress.
     #[arg(long)]
     pub quiet: bool,
+}
+
+impl Output {
+    /// Sees that the files can be written, so that nobody learns it only after a long run.
+    pub fn try_files(&self) -> anyhow::Result<()> {
+        for path in [&self.output, &self.hdr_log, &self.svg]
+            .into_iter()
+            .flatten()
+        {
+            let opened = OpenOptions::new().append(true).create(true).open(path);
+            opened.with_context(|| format!("writing {}", path.display()))?;
+        }
+        Ok(())
+    }
 }
 
 /// The result's form.
@@ -298,7 +371,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(normalise(line.split_whitespace().map(String::from)))
+        Cli::parse_strictly(normalise(line.split_whitespace().map(String::from)))
     }
 
     #[test]
@@ -323,6 +396,23 @@ mod tests {
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn compare_refuses_what_it_would_not_heed() {
+        for flag in [
+            "--rw=read",
+            "--bs 8k",
+            "--iodepth=2",
+            "--filename=/f",
+            "--hdr_log=/f",
+        ] {
+            let error = parse(&format!("nvmf-bench compare a b {flag}")).unwrap_err();
+            let said = error.to_string();
+            assert!(said.contains("compare takes no --"), "{said}");
+            assert_eq!(error.exit_code(), 2);
+        }
+        assert!(parse("nvmf-bench compare a b --size=1m --numjobs=2").is_ok());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::cli::{Compare, JobSpec, Workload};
+use crate::interrupt;
 use crate::run;
 use crate::stats::JobStats;
 use crate::units::{show_bytes, show_count, show_ns};
@@ -79,6 +80,14 @@ pub fn compare(options: &Compare) -> Result<Vec<Row>> {
                 };
                 row.errors
                     .extend(stats.error_samples.iter().map(|e| format!("{place}: {e}")));
+                if interrupt::came() {
+                    // Only rounds of which both sides are there say something.
+                    let whole = row.a.len().min(row.b.len());
+                    row.a.truncate(whole);
+                    row.b.truncate(whole);
+                    rows.extend((whole > 0).then_some(row));
+                    return Ok(rows);
+                }
                 let sample = sample(&spec, &stats, target_cpu);
                 if is_a {
                     row.a.push(sample);

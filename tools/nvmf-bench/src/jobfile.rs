@@ -17,7 +17,6 @@ const ACCEPTED_AND_MEANINGLESS: &[&str] = &[
     "thread",
     "group_reporting",
     "norandommap",
-    "stonewall",
     "gtod_reduce",
 ];
 
@@ -144,6 +143,14 @@ mod tests {
             ("big", Rw::Write, 131072)
         );
         assert!(jobs[0].time_based);
+    }
+
+    #[test]
+    fn a_job_may_wait_for_those_before_it() {
+        let text = "[a]\nrw=write\n[b]\nstonewall\n[c]\nwait_for_previous=1\n";
+        let jobs = parse(text).unwrap();
+        let waits: Vec<bool> = jobs.iter().map(|job| job.stonewall).collect();
+        assert_eq!(waits, [false, true, true]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod cli;
 mod compare;
 mod engine;
+mod interrupt;
 mod jobfile;
 mod pattern;
 mod report;
@@ -12,15 +13,17 @@ mod units;
 mod verify;
 mod worker;
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 
 use crate::cli::{Cli, Command, Compare, Format, JobSpec, Output, normalise};
 use crate::report::svg;
 use crate::stats::JobStats;
 
+/// Everything was done.
+const EXIT_DONE: u8 = 0;
 /// An I/O failed or data did not verify.
 const EXIT_IO: u8 = 1;
 /// A job is described wrongly.
@@ -35,18 +38,26 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let cli = Cli::parse_from(normalise(std::env::args()));
+    let cli = Cli::parse_strictly(normalise(std::env::args())).unwrap_or_else(|error| error.exit());
+    if let Err(error) = interrupt::watch() {
+        eprintln!("nvmf-bench: Ctrl-C will end it without figures: {error}");
+    }
     let outcome = match &cli.command {
         Some(Command::Compare(options)) => run_compare(options),
         None => run_jobs(&cli),
     };
-    outcome.unwrap_or_else(|error| {
+    let code = outcome.unwrap_or_else(|error| {
         eprintln!("nvmf-bench: {error:#}");
-        ExitCode::from(EXIT_OPEN)
+        EXIT_OPEN
+    });
+    ExitCode::from(if interrupt::came() {
+        interrupt::EXIT
+    } else {
+        code
     })
 }
 
-fn run_jobs(cli: &Cli) -> Result<ExitCode> {
+fn run_jobs(cli: &Cli) -> Result<u8> {
     let mut jobs: Vec<JobSpec> = cli
         .job
         .filename
@@ -59,7 +70,7 @@ fn run_jobs(cli: &Cli) -> Result<ExitCode> {
             Ok(more) => jobs.extend(more),
             Err(error) => {
                 eprintln!("nvmf-bench: {error:#}");
-                return Ok(ExitCode::from(EXIT_USAGE));
+                return Ok(EXIT_USAGE);
             }
         }
     }
@@ -67,8 +78,15 @@ fn run_jobs(cli: &Cli) -> Result<ExitCode> {
         eprintln!(
             "nvmf-bench: no job: give --filename WHAT or a job file (--help lists the options)"
         );
-        return Ok(ExitCode::from(EXIT_USAGE));
+        return Ok(EXIT_USAGE);
     }
+    for job in &jobs {
+        if let Err(wrong) = job.check() {
+            eprintln!("nvmf-bench: job {}: {wrong}", job.name);
+            return Ok(EXIT_USAGE);
+        }
+    }
+    cli.output.try_files()?;
     let stats = run::run(&jobs, !cli.output.quiet)?;
     let results: Vec<(JobSpec, JobStats)> = jobs.into_iter().zip(stats).collect();
     let text = match cli.output.output_format {
@@ -96,13 +114,14 @@ fn run_jobs(cli: &Cli) -> Result<ExitCode> {
             .with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(if results.iter().any(|(_, stats)| stats.errors > 0) {
-        ExitCode::from(EXIT_IO)
+        EXIT_IO
     } else {
-        ExitCode::SUCCESS
+        EXIT_DONE
     })
 }
 
-fn run_compare(options: &Compare) -> Result<ExitCode> {
+fn run_compare(options: &Compare) -> Result<u8> {
+    options.output.try_files()?;
     let rows = compare::compare(options)?;
     let text = match options.output.output_format {
         Format::Normal => compare::table(options, &rows),
@@ -133,9 +152,9 @@ fn run_compare(options: &Compare) -> Result<ExitCode> {
             .with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(if rows.iter().any(|row| !row.errors.is_empty()) {
-        ExitCode::from(EXIT_IO)
+        EXIT_IO
     } else {
-        ExitCode::SUCCESS
+        EXIT_DONE
     })
 }
 
@@ -145,8 +164,13 @@ fn emit(output: &Output, text: &str) -> Result<()> {
             std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
         }
         None => {
-            print!("{text}");
-            Ok(())
+            let mut stdout = std::io::stdout();
+            let written = stdout.write_all(text.as_bytes());
+            match written.and_then(|()| stdout.flush()) {
+                // A reader that has seen enough is no failure.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+                written => written.context("writing the output"),
+            }
         }
     }
 }

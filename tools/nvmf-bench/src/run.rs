@@ -10,15 +10,32 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::cli::JobSpec;
 use crate::engine::{Engine, FileEngine, NvmfEngine, is_remote};
+use crate::interrupt;
 use crate::stats::JobStats;
 use crate::units::{show_bytes, show_count};
 use crate::worker::{Shared, Worker};
 
+/// How often the thread that shows progress looks whether it should stop the others.
+const LOOK_UP: Duration = Duration::from_millis(100);
 /// How often progress is shown.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// Runs all `jobs` at the same time and returns their figures in the same order.
+/// Runs all `jobs` at the same time, but for those that wait for the ones before them, and returns their figures in the same order. Those that
+/// were not begun, because of an error or a signal, are left out at the end.
 pub fn run(jobs: &[JobSpec], progress: bool) -> Result<Vec<JobStats>> {
+    let mut all = Vec::with_capacity(jobs.len());
+    for together in jobs.chunk_by(|_, next| !next.stonewall) {
+        let stats = run_together(together, progress)?;
+        let failed = stats.iter().any(|stats| stats.errors > 0);
+        all.extend(stats);
+        if failed || interrupt::came() {
+            break;
+        }
+    }
+    Ok(all)
+}
+
+fn run_together(jobs: &[JobSpec], progress: bool) -> Result<Vec<JobStats>> {
     let threads: Vec<(usize, u64)> = jobs
         .iter()
         .enumerate()
@@ -45,15 +62,18 @@ pub fn run(jobs: &[JobSpec], progress: bool) -> Result<Vec<JobStats>> {
         let mut meter = Meter::new(progress);
         let mut failure = None;
         loop {
-            match results.recv_timeout(PROGRESS_EVERY) {
+            if interrupt::came() {
+                stop(&shared);
+            }
+            match results.recv_timeout(LOOK_UP) {
                 Ok((job, Ok(figures))) => {
-                    stop_all_on_error(&shared, &figures);
+                    if figures.errors > 0 {
+                        stop(&shared);
+                    }
                     stats[job].add(figures);
                 }
                 Ok((job, Err(error))) => {
-                    shared
-                        .iter()
-                        .for_each(|s| s.stop.store(true, Ordering::Relaxed));
+                    stop(&shared);
                     failure.get_or_insert_with(|| error.context(format!("job {}", jobs[job].name)));
                 }
                 Err(RecvTimeoutError::Timeout) => meter.show(&shared),
@@ -66,20 +86,15 @@ pub fn run(jobs: &[JobSpec], progress: bool) -> Result<Vec<JobStats>> {
     Ok(stats)
 }
 
-fn stop_all_on_error(shared: &[Shared], figures: &JobStats) {
-    if figures.errors > 0 {
-        shared
-            .iter()
-            .for_each(|s| s.stop.store(true, Ordering::Relaxed));
-    }
+fn stop(shared: &[Shared]) {
+    shared
+        .iter()
+        .for_each(|s| s.stop.store(true, Ordering::Relaxed));
 }
 
 fn one_thread(spec: &JobSpec, shared: &Shared, ready: &Barrier, thread: u64) -> Result<JobStats> {
-    let what = spec.filename.as_deref().ok_or_else(|| {
-        anyhow!(
-            "--filename is missing: name a file, a block device, nvme+tcp://HOST:PORT/NQN?nsid=N or nvme+rdma://…"
-        )
-    });
+    let what = spec.check().map_err(|wrong| anyhow!(wrong));
+    let what = what.map(|()| spec.filename.as_deref().unwrap_or_default());
     let opened = what.and_then(|what| {
         if let Some(cores) = &spec.cpus_allowed {
             let core = cores[thread as usize % cores.len()];
@@ -118,6 +133,7 @@ struct Meter {
     terminal: bool,
     began: Instant,
     last: (Instant, u64, u64),
+    shown_at: Instant,
     shown: u32,
 }
 
@@ -129,11 +145,16 @@ impl Meter {
             terminal: std::io::stderr().is_terminal(),
             began: now,
             last: (now, 0, 0),
+            shown_at: now,
             shown: 0,
         }
     }
 
     fn show(&mut self, shared: &[Shared]) {
+        if self.shown_at.elapsed() < PROGRESS_EVERY {
+            return;
+        }
+        self.shown_at = Instant::now();
         self.shown += 1;
         if !self.on || (!self.terminal && !self.shown.is_multiple_of(10)) {
             return;

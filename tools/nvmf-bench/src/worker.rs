@@ -316,6 +316,12 @@ fn range_blocks(spec: &JobSpec, size_bytes: u64, unit: u32, parts: u64) -> Resul
         );
     }
     let room = size_bytes.saturating_sub(spec.offset);
+    if room == 0 {
+        bail!(
+            "offset {} is not within the place, which holds {size_bytes} bytes",
+            spec.offset
+        );
+    }
     let want = spec.size.unwrap_or(room / parts);
     if want.checked_mul(parts).is_none_or(|all| all > room) {
         bail!(
@@ -325,7 +331,7 @@ fn range_blocks(spec: &JobSpec, size_bytes: u64, unit: u32, parts: u64) -> Resul
     }
     let blocks = want / bs;
     if blocks == 0 {
-        bail!("the range of {want} bytes holds no block of {bs} bytes");
+        bail!("the range of {want} bytes holds no block of {bs} bytes (--size, --bs)");
     }
     if spec.verify != Verify::None && spec.rw.writes() && blocks > MAX_VERIFIED_BLOCKS {
         bail!(
