@@ -322,11 +322,10 @@ impl Association {
         Duration::from_millis(u64::from(self.kato_ms) / looks)
     }
 
-    /// How long a controller may be silent while it owes the answer to a Keep Alive: half of the time-out. The other half at most has
-    /// passed since it was last heard when the command goes out, so that a dead link is noticed within the time-out. (Linux's host waits a
-    /// whole time-out from there.)
+    /// How long a controller may be silent while it owes the answer to a Keep Alive: the time-out, as with Linux's host. The command
+    /// goes out half of it after the controller was last heard, at most.
     pub fn keep_alive_limit(&self) -> Duration {
-        Duration::from_millis(u64::from(self.kato_ms) / 2)
+        Duration::from_millis(self.kato_ms.into())
     }
 
     /// Does what may take long without a word on the admin queue, and says there meanwhile that this host is alive.
