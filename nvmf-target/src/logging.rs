@@ -52,9 +52,28 @@ pub fn start(filter: &str, json: bool) -> Result<(), FilterError> {
     Ok(())
 }
 
+/// An error with its causes, but for those that it names itself.
+pub fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("gone").context("a: gone").context("b");
+        assert_eq!(with_causes(&error), "b: a: gone");
+    }
 
     #[test]
     fn levels_and_targets_are_filters_and_other_words_are_not() {

@@ -44,7 +44,7 @@ fn serve(cli: &Cli) -> u8 {
     match run::serve(cli, config, identity) {
         Ok(code) => code,
         Err(error) => {
-            report(cli, "", &format!("{error:#}"));
+            report(cli, "", &logging::with_causes(&error));
             EXIT_FAILED
         }
     }

@@ -45,7 +45,7 @@ pub async fn reload(cli: &Cli, target: &Rc<Target>) {
             tracing::info!("configuration reloaded");
         }
         Err(error) => {
-            let text = format!("{error:#}");
+            let text = crate::logging::with_causes(&error);
             tracing::error!("the configuration stays as it was: {text}");
         }
     }
