@@ -7,10 +7,12 @@
 //! - [`queue`]: a queue's slots, identifiers and flow control on either side, whatever the transport.
 //! - [`tcp`]: PDUs, handshake and the state machines of a TCP connection; [`digest`]: CRC32C.
 //! - [`rdma`]: private data, capsules and the state machines of an RDMA connection.
+//! - [`auth`]: in-band authentication with DH-HMAC-CHAP.
 //! - [`controller`]: the admin side of a controller, and the checks of every command.
 //! - [`violation`]: the rules that a peer can break, and what each breach leads to.
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod controller;
 pub mod digest;
 pub mod queue;

@@ -187,6 +187,22 @@ pub enum Fault {
     #[error("Disconnect on the admin queue")]
     DisconnectAdmin,
 
+    // Authentication.
+    /// A queue whose Connect asked for authentication takes no other command before.
+    #[error("the host has not authenticated on this queue")]
+    NotAuthenticated,
+    /// SECP and SPSP name in-band authentication.
+    #[error("security protocol {secp:02x}h with {:02x}{:02x}h is not supported", .spsp[1], .spsp[0])]
+    SecurityProtocol {
+        /// SECP.
+        secp: u8,
+        /// SPSP0 and SPSP1.
+        spsp: [u8; 2],
+    },
+    /// TL and AL are not 0, TL is within what messages take, AL has room for the one that is due.
+    #[error("an authentication message of {0} bytes, or room for so many")]
+    MessageLength(u32),
+
     // I/O commands.
     /// SLBA and NLB lie within the namespace.
     #[error("{blocks} blocks from {slba} are not within the namespace")]
@@ -236,6 +252,7 @@ impl Fault {
             Self::AerLimit => Status::AER_LIMIT_EXCEEDED,
             Self::AbortLimit => Status::ABORT_LIMIT_EXCEEDED,
             Self::RecordFormat(_) => Status::CONNECT_INCOMPATIBLE_FORMAT,
+            Self::NotAuthenticated => Status::AUTHENTICATION_REQUIRED,
             Self::HostNotAllowed => Status::CONNECT_INVALID_HOST,
             Self::DisconnectAdmin => Status::INVALID_QUEUE_TYPE,
             Self::LbaOutOfRange { .. } => Status::LBA_OUT_OF_RANGE,
@@ -293,6 +310,8 @@ impl Fault {
             | Self::CommandSetCombination(_)
             | Self::UnsupportedProperty(_) => 44,
             Self::UnsupportedCsi(_) => 47,
+            Self::SecurityProtocol { .. } => 41,
+            Self::MessageLength(_) => 44,
             Self::LogOffset(_)
             | Self::CcWhileEnabled(_)
             | Self::EnableDuringReset

@@ -13,7 +13,9 @@ use super::limits::{self, KeepAliveBounds, Limits, TcpOptions};
 use super::nqn::subsystem_nqn;
 use super::problem::{Collector, Place, Problems};
 use super::rules::{self, StorageUsers};
-use super::{ApiOptions, Chosen, Config, CoreSet, NamespaceConfig, SubsystemConfig};
+use super::{
+    ApiOptions, Authentication, Chosen, Config, CoreSet, NamespaceConfig, SubsystemConfig,
+};
 use crate::backend::BackingSpec;
 
 /// Where the target listens when nothing else is said: this machine only.
@@ -376,6 +378,7 @@ impl Cli {
                 state_dir: Chosen::Off,
                 tls: None,
             },
+            authentication: Authentication::default(),
         })
     }
 }

@@ -4,6 +4,7 @@
 //! turns into a default. `docs/OPERATIONS.md` shows a whole file.
 
 mod api;
+mod authentication;
 mod limits;
 mod pools;
 mod subsystems;
@@ -112,6 +113,10 @@ struct RawFile {
     #[serde(default)]
     api: api::RawApi,
     #[serde(default)]
+    authentication: authentication::RawAuthentication,
+    #[serde(default)]
+    host: Vec<authentication::RawHost>,
+    #[serde(default)]
     subsystem: Vec<Spanned<subsystems::RawSubsystem>>,
     #[serde(default)]
     pool: BTreeMap<Spanned<String>, pools::RawPool>,
@@ -147,6 +152,7 @@ impl RawFile {
             cores: self.cores,
             busy_poll_us: busy_poll_us.unwrap_or(0) as u32,
             api: self.api.check(problems),
+            authentication: self.authentication.check(self.host, problems),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod api;
+pub mod authentication;
 pub mod cli;
 pub mod cores;
 pub mod file;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 pub use address::{Address, Carrier};
 pub use api::{ApiOptions, Chosen, ClientName, TlsOptions};
+pub use authentication::Authentication;
 pub use cores::CoreSet;
 pub use limits::{KeepAliveBounds, Limits, TcpOptions};
 pub use problem::{Problem, Problems};
@@ -50,6 +52,8 @@ pub struct Config {
     pub busy_poll_us: u32,
     /// The management API.
     pub api: ApiOptions,
+    /// Who has to authenticate, and how.
+    pub authentication: Authentication,
 }
 
 /// One NVM subsystem.

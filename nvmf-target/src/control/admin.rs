@@ -20,6 +20,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep_until};
 
 use super::association::{AdminPeer, Association, EndReason, Notice, Stage};
+use super::auth::{self, Gate, NotPassed};
 use super::connecting::{Carried, Connecting, Refusal, Refused};
 use super::net;
 use super::pump::{AdminPump, Event, Pump};
@@ -53,13 +54,24 @@ pub fn find_subsystem(
     }
 }
 
-/// Makes the controller that an admin Connect asks for, and its task. An error leaves the connection as it was.
-pub fn start(target: &Rc<Target>, connecting: Connecting) -> Result<(), Refused> {
+/// Makes the controller that an admin Connect asks for, and its task. An error leaves the connection as it was. A host that has to authenticate does so by the
+/// deadline.
+pub fn start(
+    target: &Rc<Target>,
+    connecting: Connecting,
+    deadline: Instant,
+) -> Result<(), Refused> {
     let admitted = match admit(target, &connecting) {
         Ok(admitted) => admitted,
         Err(refusal) => return Err(Box::new((refusal, connecting))),
     };
-    let (served, association, notices, pulse) = admitted;
+    let Admitted {
+        served,
+        association,
+        notices,
+        pulse,
+        gate,
+    } = admitted;
     let peer = connecting.addresses().1;
     let Connecting {
         carried,
@@ -89,7 +101,7 @@ pub fn start(target: &Rc<Target>, connecting: Connecting) -> Result<(), Refused>
     };
     let result = ConnectResult {
         cntlid: association.shared.key.cntlid,
-        authentication_required: false,
+        authentication_required: gate.is_some(),
         secure_channel_required: false,
     };
     let connect = (request.cid, result.to_result() as u32);
@@ -129,6 +141,7 @@ pub fn start(target: &Rc<Target>, connecting: Connecting) -> Result<(), Refused>
         target: Rc::clone(target),
         served,
         association,
+        gate: gate.map(|gate| (Box::new(gate), deadline)),
         out: Vec::new(),
     };
     net::spawn(async move {
@@ -138,17 +151,20 @@ pub fn start(target: &Rc<Target>, connecting: Connecting) -> Result<(), Refused>
     Ok(())
 }
 
-type Admitted = (
-    Rc<Served>,
-    Rc<Association>,
-    UnboundedReceiver<Notice>,
-    Option<Rc<Pulse>>,
-);
+/// A new association and what its admin queue is made of.
+struct Admitted {
+    served: Rc<Served>,
+    association: Rc<Association>,
+    notices: UnboundedReceiver<Notice>,
+    pulse: Option<Rc<Pulse>>,
+    gate: Option<Gate>,
+}
 
 /// Checks the request against what there is, and registers the association.
 fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refusal> {
     let request = &connecting.request;
     let served = find_subsystem(target, request, connecting.local())?;
+    let mut gate = auth::gate(target, &served, request, connecting.local().carrier)?;
     if target.stopping.get() {
         return Err(Refusal::for_now(
             Status::CONNECT_CONTROLLER_BUSY,
@@ -193,12 +209,13 @@ fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refus
         );
         let controller = Controller::new(init, now_ms(target));
         let (association, notices) = Association::new(shared, controller, limits, peer);
-        admitted = Some((
-            Rc::clone(&served),
-            Rc::clone(&association),
+        admitted = Some(Admitted {
+            served: Rc::clone(&served),
+            association: Rc::clone(&association),
             notices,
-            pulse.clone(),
-        ));
+            pulse: pulse.clone(),
+            gate: gate.take(),
+        });
         association
     });
     match (registered, admitted) {
@@ -256,6 +273,8 @@ struct AdminQueue {
     target: Rc<Target>,
     served: Rc<Served>,
     association: Rc<Association>,
+    /// What the host has to pass before anything else, and until when.
+    gate: Option<(Box<Gate>, Instant)>,
     /// Where the controller puts data for the host.
     out: Vec<u8>,
 }
@@ -278,10 +297,16 @@ impl AdminQueue {
                 event = self.pump.next() => match event {
                     Event::Command(slot) => {
                         last_look = None;
-                        self.execute(slot);
+                        if let Err(not_passed) = self.execute(slot) {
+                            break EndReason::Unauthenticated(not_passed);
+                        }
                     }
+                    Event::Ended(EndReason::HostClosed) => break self.left(),
                     Event::Ended(reason) => break reason,
                 },
+                () = until(self.gate.as_ref().map(|(_, deadline)| *deadline)) => {
+                    break EndReason::Unauthenticated(NotPassed::TimedOut);
+                }
                 () = until(deadline) => {
                     let io_traffic = self.association.shared.take_traffic();
                     let now = now_ms(&self.target);
@@ -304,6 +329,9 @@ impl AdminQueue {
         match reason {
             EndReason::HostClosed | EndReason::Stopping => {
                 tracing::info!(%host, controller = %key.cntlid, "association ends: {reason}");
+            }
+            EndReason::Unauthenticated(_) => {
+                tracing::error!(%host, controller = %key.cntlid, "association ends: {reason}");
             }
             _ => tracing::warn!(%host, controller = %key.cntlid, "association ends: {reason}"),
         }
@@ -331,7 +359,30 @@ impl AdminQueue {
         );
     }
 
-    fn execute(&mut self, slot: SlotId) {
+    /// Why the association of a host ends that closed its connection.
+    fn left(&self) -> EndReason {
+        match &self.gate {
+            Some((gate, _)) => EndReason::Unauthenticated(NotPassed::gone(gate)),
+            None => EndReason::HostClosed,
+        }
+    }
+
+    /// Carries out a command. An error ends the association.
+    fn execute(&mut self, slot: SlotId) -> Result<(), NotPassed> {
+        match &mut self.gate {
+            None => self.carry_out(slot),
+            Some((gate, _)) => {
+                if let Some(verdict) = auth::answer(gate, &mut self.pump, slot) {
+                    verdict.map_err(NotPassed::Fault)?;
+                    self.gate = None;
+                    tracing::info!(host = %self.association.shared.host_nqn, "host authenticated");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, slot: SlotId) {
         let sqe = *self.pump.command(slot);
         // No supported admin command takes data from the host.
         drop(self.pump.take_data(slot));

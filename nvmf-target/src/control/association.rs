@@ -42,6 +42,7 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::accept::Counted;
+use super::auth::NotPassed;
 use super::net::Stream;
 use super::rdma::Pulse;
 use crate::config::{Address, Carrier};
@@ -92,6 +93,12 @@ pub enum EndReason {
     /// The RDMA device that its admin connection was on is gone.
     #[error("its RDMA device was removed")]
     DeviceRemoved,
+    /// The host did not prove who it is.
+    #[error("the host did not authenticate: {0}")]
+    Unauthenticated(NotPassed),
+    /// The host's keys are others now.
+    #[error("the host's keys were changed; it has to authenticate anew")]
+    KeysChanged,
     /// The host lost its permission.
     #[error("the host is not allowed any more")]
     NotAllowed,

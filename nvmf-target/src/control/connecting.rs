@@ -148,7 +148,7 @@ pub async fn place(
                 request,
             };
             let outcome = if connecting.request.qid.is_admin() {
-                admin::start(target, connecting)
+                admin::start(target, connecting, deadline)
             } else {
                 io_connect::start(target, connecting, deadline).await
             };

@@ -22,6 +22,7 @@
 pub mod accept;
 pub mod admin;
 pub mod association;
+mod auth;
 pub mod connecting;
 pub mod discovery;
 pub mod flush;

@@ -304,6 +304,23 @@ impl Pump {
         self.write = Some(Box::pin(async move { stream.write_all(out).await }));
     }
 
+    /// Takes the pump apart once everything is sent, for somebody else to go on. `None`: the connection failed, or the host has commands open that it could
+    /// not know to be allowed yet.
+    ///
+    /// Nothing is read ahead: a read is begun only when no command is ready, and whatever one brought has been given to the protocol.
+    pub async fn into_parts(mut self) -> Option<(Stream, ControllerConn)> {
+        loop {
+            self.flush();
+            let Some(write) = &mut self.write else { break };
+            let (result, buffer) = write.await;
+            self.write = None;
+            self.spare = buffer;
+            result.ok()?;
+        }
+        let is_quiet = self.read.is_none() && self.ended.is_none() && self.ready.is_empty();
+        (is_quiet && self.conn.in_flight() == 0).then_some((self.stream, self.conn))
+    }
+
     /// Sends what is still to be sent, within reason, and ends the connection. After a termination request the host gets
     /// time to read it.
     pub async fn close(mut self) {

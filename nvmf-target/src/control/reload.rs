@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nvme_proto::wire::Nsid;
 
-use super::association::EndReason;
+use super::association::{Association, EndReason};
 use super::discovery::Snapshot;
 use super::listeners::{self, Bound};
 use super::live::Owner;
@@ -202,7 +202,7 @@ async fn bind(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Vec<(Address, 
 
 async fn put_in_place(target: &Rc<Target>, config: Config, plan: Plan, prepared: Prepared) {
     let discovery = Snapshot::take(target);
-    target.config.replace(config);
+    let old_keys = target.config.replace(config).authentication.keys;
     if let Some(tls) = prepared.api_tls {
         target.api_tls.replace(Some(Rc::new(tls)));
     }
@@ -228,6 +228,20 @@ async fn put_in_place(target: &Rc<Target>, config: Config, plan: Plan, prepared:
     }
     target.listeners.settle(target).await;
     discovery.announce(target);
+    // Whoever got in with the old keys, or without any, has to show that it has the new.
+    for served in target.subsystems() {
+        let changed = |association: &Association| {
+            let keys = target
+                .config
+                .borrow()
+                .authentication
+                .keys
+                .get(&association.shared.host_nqn)
+                .cloned();
+            keys != old_keys.get(&association.shared.host_nqn).cloned()
+        };
+        served.end_where(changed, EndReason::KeysChanged).await;
+    }
 }
 
 async fn change_subsystem(target: &Target, change: Change) {

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nvme_proto::queue::QueueLimits;
-use nvme_proto::tcp::TcpParams;
+use nvme_proto::tcp::ControllerConn;
 use nvme_proto::wire::{Cid, Nsid, Qid};
 use nvmf_io::verbs::{IdKey, IdleQueuePair};
 use tokio::sync::oneshot;
@@ -113,7 +113,7 @@ pub struct Adopt {
     pub limits: QueueLimits,
     /// The queue's identifier, not 0.
     pub qid: Qid,
-    /// The Connect command, which the shard answers.
+    /// The Connect command, which the shard answers where it makes the protocol's state.
     pub connect_cid: Cid,
     /// The controller that the queue belongs to. The namespaces of its subsystem were sent before ([`ShardMessage::Namespaces`]).
     pub controller: Arc<ControllerShared>,
@@ -126,10 +126,10 @@ pub enum Connection {
     Tcp {
         /// The socket.
         fd: OwnedFd,
-        /// What was received from it beyond the Connect capsule.
+        /// What was received from it beyond what `conn` has taken.
         received: Vec<u8>,
-        /// What ICReq and ICResp agreed on.
-        params: TcpParams,
+        /// The protocol's state; its Connect is accepted, and nothing is open.
+        conn: Box<ControllerConn>,
     },
     /// RDMA: a queue pair with nothing posted, large enough for the queue.
     Rdma(Box<IdleQueuePair>),

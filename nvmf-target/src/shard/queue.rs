@@ -16,7 +16,6 @@ use std::time::Instant;
 
 use nvme_proto::controller::validate_io;
 use nvme_proto::queue::{QueueLimits, SlotId, Transfer};
-use nvme_proto::tcp::ControllerConn;
 use nvme_proto::violation::Violation;
 use nvme_proto::wire::{Cid, Nsid, Qid, Status};
 use nvmf_io::{Buf, Errno};
@@ -93,20 +92,12 @@ impl Queue {
         let subsystem = cx.spaces.subsystem(adopt.controller.key.subsystem);
         let cntlid = u32::from(adopt.controller.key.cntlid.0);
         let wire = match adopt.connection {
-            Connection::Tcp {
-                fd,
-                received,
-                params,
-            } => {
-                let mut conn = ControllerConn::new(params, adopt.limits);
-                conn.accept_connect(adopt.connect_cid, cntlid);
-                Wire::Tcp(Tcp {
-                    conn,
-                    socket: cx.ring.add_socket(fd),
-                    rx: Rx::new(received),
-                    tx: Tx::new(),
-                })
-            }
+            Connection::Tcp { fd, received, conn } => Wire::Tcp(Tcp {
+                conn: *conn,
+                socket: cx.ring.add_socket(fd),
+                rx: Rx::new(received),
+                tx: Tx::new(),
+            }),
             Connection::Rdma(qp) => {
                 let connect = (adopt.connect_cid, cntlid);
                 Wire::Rdma(Rdma::adopt(*qp, &adopt.limits, connect, key, cx)?)

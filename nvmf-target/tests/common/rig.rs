@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nvme_proto::queue::{QueueLimits, Transfer};
 use nvme_proto::tcp::Pda;
 use nvme_proto::tcp::host::{HostConn, HostLimits};
-use nvme_proto::tcp::{TX_HEADER_BYTES, TcpParams};
+use nvme_proto::tcp::{ControllerConn, TX_HEADER_BYTES, TcpParams};
 use nvme_proto::wire::{Cntlid, FabricsType, Nsid, Opcode, Qid, Sqe};
 use nvmf_target::backend::{Backing, BackingOptions, BackingSpec};
 use nvmf_target::model::{
@@ -263,21 +263,24 @@ impl Rig {
         let sent = host.outgoing();
         assert!(sent.len() > TX_HEADER_BYTES);
         let controller = self.controller(options);
+        let limits = QueueLimits {
+            depth: options.depth,
+            in_capsule_bytes: options.in_capsule_bytes,
+            max_transfer_bytes: options.max_transfer_bytes,
+            r2t_window_bytes: options.r2t_window_bytes,
+            flow_control: options.flow_control,
+            success_flag: true,
+            admin: false,
+        };
+        let mut conn = ControllerConn::new(tcp, limits);
+        conn.accept_connect(connect_cid, options.cntlid.into());
         let adopt = ShardMessage::Adopt(Box::new(Adopt {
             connection: Connection::Tcp {
                 fd: server.into(),
                 received: Vec::new(),
-                params: tcp,
+                conn: Box::new(conn),
             },
-            limits: QueueLimits {
-                depth: options.depth,
-                in_capsule_bytes: options.in_capsule_bytes,
-                max_transfer_bytes: options.max_transfer_bytes,
-                r2t_window_bytes: options.r2t_window_bytes,
-                flow_control: options.flow_control,
-                success_flag: true,
-                admin: false,
-            },
+            limits,
             qid: Qid(options.qid),
             connect_cid,
             controller,
