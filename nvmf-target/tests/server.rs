@@ -10,6 +10,8 @@ mod session;
 
 #[path = "api/mod.rs"]
 mod api;
+#[path = "server/authentication.rs"]
+mod authentication;
 #[path = "server/bring_up.rs"]
 mod bring_up;
 #[path = "server/command_line.rs"]

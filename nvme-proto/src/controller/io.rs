@@ -120,7 +120,7 @@ pub fn validate_io(sqe: &Sqe, namespace: Option<&NamespaceLimits>) -> Result<IoC
     }
 }
 
-/// The one fabrics command of I/O queues is Disconnect. (Authentication is not supported.)
+/// The one fabrics command of I/O queues is Disconnect. (Authentication comes before a queue gets here.)
 fn validate_fabrics(sqe: &Sqe) -> Result<IoCommand, Fault> {
     match sqe.fctype() {
         FabricsType::DISCONNECT => match sqe.cdw10.get() as u16 {

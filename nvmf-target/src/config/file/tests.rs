@@ -611,3 +611,63 @@ fn the_documented_files_are_read_and_show_the_defaults() {
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.tcp, TcpOptions::default());
 }
+
+#[test]
+fn hosts_that_have_to_authenticate() {
+    use nvme_proto::auth::{DhChapPolicy, DhGroup, HashId};
+    use std::os::unix::fs::PermissionsExt;
+
+    const PLAIN: &str = "DHHC-1:00:AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAl7OaH:";
+    const OTHER: &str = "DHHC-1:01:BAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAhIiOdu0CL:";
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in [("a", PLAIN), ("b", OTHER)] {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let dir = dir.path().display();
+    let host = |nqn: &str, key: &str, ctrl: &str| {
+        format!(
+            "[[host]]\nnqn = \"{nqn}\"\ndhchap-key-file = \"{dir}/{key}\"\ndhchap-ctrl-key-file = \"{dir}/{ctrl}\"\n"
+        )
+    };
+    let config = parse_text(&host("nqn.h", "a", "b")).unwrap();
+    let keys = &config.authentication.keys[&"nqn.h".parse().unwrap()];
+    assert_eq!(keys.host, PLAIN.parse().unwrap());
+    assert_eq!(keys.controller, Some(OTHER.parse().unwrap()));
+    assert_eq!(config.authentication.policy, DhChapPolicy::default());
+    assert!(!format!("{config:?}").contains("AQIDBAUG"));
+
+    let chosen = "[authentication]\nhashes = [\"sha512\"]\ndh-groups = [\"ffdhe4096\", \"null\"]\n";
+    let policy = parse_text(chosen).unwrap().authentication.policy;
+    assert_eq!(policy.hashes, [HashId::Sha512]);
+    assert_eq!(policy.groups, [DhGroup::Ffdhe4096, DhGroup::Null]);
+
+    for (text, says) in [
+        (
+            host("nqn.h", "a", "a"),
+            "t.toml:2: nqn: the host and the controller have the same secret",
+        ),
+        (
+            host("nqn.h", "a", "b") + &host("nqn.h", "a", "b"),
+            "t.toml:6: nqn: the host nqn.h is given twice",
+        ),
+        (host("nqn.h", "gone", "b"), "t.toml:3: dhchap-key-file: "),
+        (
+            "[[host]]\nnqn = \"nqn.h\"\ndhchap-key-file = \"key\"\n".into(),
+            "write an absolute path",
+        ),
+        (
+            "[authentication]\nhashes = [\"md5\"]\n".into(),
+            "\"md5\" is none of sha256",
+        ),
+        (
+            "[authentication]\ndh-groups = []\n".into(),
+            "t.toml:2: dh-groups: the list is empty",
+        ),
+    ] {
+        let messages = messages(&text);
+        assert_eq!(messages.len(), 1, "{messages:?}");
+        assert!(messages[0].contains(says), "{messages:?}");
+    }
+}
