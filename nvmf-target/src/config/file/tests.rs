@@ -5,6 +5,8 @@ use crate::backend::BackingSpec;
 use crate::config::limits::{KeepAliveBounds, Limits, TcpOptions};
 use crate::config::{ApiOptions, Chosen, NamespaceConfig};
 use crate::model::HostAccess;
+use nvme_proto::auth::{DhChapPolicy, DhGroup, HashId};
+use std::os::unix::fs::PermissionsExt;
 use uuid::Uuid;
 
 fn parse_text(text: &str) -> Result<Config, Problems> {
@@ -231,7 +233,7 @@ fn syntax_and_type_errors_name_file_line_and_key() {
     assert_eq!(
         messages("listne = []\n"),
         [
-            "t.toml:1: listne: unknown field `listne`, expected one of `listen`, `referrals`, `cores`, `busy-poll`, `limits`, `tcp`, `keep-alive`, `api`, `subsystem`, `pool`"
+            "t.toml:1: listne: unknown field `listne`, expected one of `listen`, `referrals`, `cores`, `busy-poll`, `limits`, `tcp`, `keep-alive`, `api`, `authentication`, `host`, `subsystem`, `pool`"
         ]
     );
     assert_eq!(
@@ -599,42 +601,50 @@ fn the_documented_files_are_read_and_show_the_defaults() {
     let docs = fs::read_to_string(path).unwrap();
     let docs = docs.replace("uuid:…", &format!("uuid:{}", Uuid::from_u128(1)));
     let docs = docs.replace("sha256:3a5f…", &format!("sha256:{}", "3a".repeat(32)));
+    let keys = keys();
+    let docs = docs.replace("/etc/nvmf-target/keys", keys.path().to_str().unwrap());
     let files = docs.split("```toml\n").skip(1);
     let files: Vec<_> = files
         .map(|rest| rest.split("```").next().unwrap())
         .collect();
-    assert_eq!(files.len(), 3, "the file, [api.tls], and a pool");
+    assert_eq!(files.len(), 4, "the file, [api.tls], a pool, and hosts");
     for file in &files {
         assert_eq!(messages(file), [""; 0], "{file}");
     }
     let config = parse_text(files[0]).unwrap();
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.tcp, TcpOptions::default());
+    let hosts = parse_text(files[3]).unwrap().authentication;
+    assert_eq!(hosts.policy, DhChapPolicy::default());
 }
 
-#[test]
-fn hosts_that_have_to_authenticate() {
-    use nvme_proto::auth::{DhChapPolicy, DhGroup, HashId};
-    use std::os::unix::fs::PermissionsExt;
+const PLAIN: &str = "DHHC-1:00:AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAl7OaH:";
+const TRANSFORMED: &str = "DHHC-1:01:BAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAhIiOdu0CL:";
 
-    const PLAIN: &str = "DHHC-1:00:AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAl7OaH:";
-    const OTHER: &str = "DHHC-1:01:BAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAhIiOdu0CL:";
+/// A folder with key files under the names of the documentation.
+fn keys() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for (name, text) in [("a", PLAIN), ("b", OTHER)] {
+    for (name, text) in [("node1", PLAIN), ("ctrl1", TRANSFORMED)] {
         let path = dir.path().join(name);
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     }
+    dir
+}
+
+#[test]
+fn hosts_that_have_to_authenticate() {
+    let dir = keys();
     let dir = dir.path().display();
     let host = |nqn: &str, key: &str, ctrl: &str| {
         format!(
             "[[host]]\nnqn = \"{nqn}\"\ndhchap-key-file = \"{dir}/{key}\"\ndhchap-ctrl-key-file = \"{dir}/{ctrl}\"\n"
         )
     };
-    let config = parse_text(&host("nqn.h", "a", "b")).unwrap();
+    let config = parse_text(&host("nqn.h", "node1", "ctrl1")).unwrap();
     let keys = &config.authentication.keys[&"nqn.h".parse().unwrap()];
     assert_eq!(keys.host, PLAIN.parse().unwrap());
-    assert_eq!(keys.controller, Some(OTHER.parse().unwrap()));
+    assert_eq!(keys.controller, Some(TRANSFORMED.parse().unwrap()));
     assert_eq!(config.authentication.policy, DhChapPolicy::default());
     assert!(!format!("{config:?}").contains("AQIDBAUG"));
 
@@ -645,14 +655,17 @@ fn hosts_that_have_to_authenticate() {
 
     for (text, says) in [
         (
-            host("nqn.h", "a", "a"),
+            host("nqn.h", "node1", "node1"),
             "t.toml:2: nqn: the host and the controller have the same secret",
         ),
         (
-            host("nqn.h", "a", "b") + &host("nqn.h", "a", "b"),
+            host("nqn.h", "node1", "ctrl1") + &host("nqn.h", "node1", "ctrl1"),
             "t.toml:6: nqn: the host nqn.h is given twice",
         ),
-        (host("nqn.h", "gone", "b"), "t.toml:3: dhchap-key-file: "),
+        (
+            host("nqn.h", "gone", "ctrl1"),
+            "t.toml:3: dhchap-key-file: ",
+        ),
         (
             "[[host]]\nnqn = \"nqn.h\"\ndhchap-key-file = \"key\"\n".into(),
             "write an absolute path",
