@@ -67,11 +67,11 @@ fn in_plain_words(message: &str) -> String {
     const NAMED: &[(&str, &str)] = &[
         (
             "invalid type: map, expected a sequence",
-            "there may be several of it: write its name in double brackets, such as [[subsystem]]",
+            "expected a list: write the name of a table in double brackets, such as [[subsystem]], and brackets around texts, such as [\"…\"]",
         ),
         (
             "expected a sequence",
-            "expected a list; write brackets around it, such as [\"tcp://127.0.0.1:4420\"]",
+            "expected a list: write brackets around it, such as [\"…\"]",
         ),
         ("expected u64", "expected a number of 0 or more"),
         ("expected u32", "expected a number of 0 or more"),

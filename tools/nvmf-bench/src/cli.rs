@@ -326,6 +326,10 @@ impl Output {
             .into_iter()
             .flatten()
         {
+            // A pipe's reader takes the end of this trial for the end of what it gets.
+            if path.metadata().is_ok_and(|at| !at.is_file()) {
+                continue;
+            }
             let opened = OpenOptions::new().append(true).create(true).open(path);
             opened.with_context(|| format!("writing {}", path.display()))?;
         }

@@ -73,7 +73,7 @@ pub fn compare(options: &Compare) -> Result<Vec<Row>> {
                 let spec = job(options, workload, place);
                 let target = options.target_pid.filter(|_| is_a);
                 let before = target.map(target_cpu).transpose()?;
-                let stats = run::run(std::slice::from_ref(&spec), false)?.remove(0);
+                let stats = run::together(std::slice::from_ref(&spec), false)?.remove(0);
                 let target_cpu = match (target, before) {
                     (Some(pid), Some(before)) => target_cpu(pid)?.saturating_sub(before),
                     _ => Duration::ZERO,

@@ -87,7 +87,11 @@ fn run_jobs(cli: &Cli) -> Result<u8> {
         }
     }
     cli.output.try_files()?;
-    let stats = run::run(&jobs, !cli.output.quiet)?;
+    let (stats, failure) = run::run(&jobs, !cli.output.quiet);
+    let failure = match failure {
+        Some(failure) if stats.is_empty() => return Err(failure),
+        failure => failure,
+    };
     let results: Vec<(JobSpec, JobStats)> = jobs.into_iter().zip(stats).collect();
     let text = match cli.output.output_format {
         Format::Normal => results
@@ -113,11 +117,11 @@ fn run_jobs(cli: &Cli) -> Result<u8> {
         std::fs::write(path, svg::latency_plot("Latency", &lines))
             .with_context(|| format!("writing {}", path.display()))?;
     }
-    Ok(if results.iter().any(|(_, stats)| stats.errors > 0) {
-        EXIT_IO
-    } else {
-        EXIT_DONE
-    })
+    match failure {
+        Some(failure) => Err(failure),
+        None if results.iter().any(|(_, stats)| stats.errors > 0) => Ok(EXIT_IO),
+        None => Ok(EXIT_DONE),
+    }
 }
 
 fn run_compare(options: &Compare) -> Result<u8> {

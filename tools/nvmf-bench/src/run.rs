@@ -21,21 +21,25 @@ const LOOK_UP: Duration = Duration::from_millis(100);
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs all `jobs` at the same time, but for those that wait for the ones before them, and returns their figures in the same order. Those that
-/// were not begun, because of an error or a signal, are left out at the end.
-pub fn run(jobs: &[JobSpec], progress: bool) -> Result<Vec<JobStats>> {
+/// were not begun or could not be, because of an error or a signal, are left out at the end; with the error, if there is one besides those of I/O.
+pub fn run(jobs: &[JobSpec], progress: bool) -> (Vec<JobStats>, Option<anyhow::Error>) {
     let mut all = Vec::with_capacity(jobs.len());
-    for together in jobs.chunk_by(|_, next| !next.stonewall) {
-        let stats = run_together(together, progress)?;
+    for at_once in jobs.chunk_by(|_, next| !next.stonewall) {
+        let stats = match together(at_once, progress) {
+            Ok(stats) => stats,
+            Err(error) => return (all, Some(error)),
+        };
         let failed = stats.iter().any(|stats| stats.errors > 0);
         all.extend(stats);
         if failed || interrupt::came() {
             break;
         }
     }
-    Ok(all)
+    (all, None)
 }
 
-fn run_together(jobs: &[JobSpec], progress: bool) -> Result<Vec<JobStats>> {
+/// Runs all `jobs` at the same time.
+pub fn together(jobs: &[JobSpec], progress: bool) -> Result<Vec<JobStats>> {
     let threads: Vec<(usize, u64)> = jobs
         .iter()
         .enumerate()

@@ -79,6 +79,20 @@ fn a_job_behind_a_stonewall_finds_what_the_one_before_it_made() {
     );
 }
 
+#[test]
+fn what_was_measured_is_shown_though_a_later_job_cannot_begin() {
+    let folder = tempfile::tempdir().unwrap();
+    let (place, jobs) = (folder.path().join("disk"), folder.path().join("jobs.fio"));
+    let text = "[make]\nfilename=FILE\nrw=write\nsize=64k\n[look]\nstonewall\nfilename=FILE-that-is-missing\nrw=read\n";
+    fs::write(&jobs, text.replace("FILE", place.to_str().unwrap())).unwrap();
+    let (code, out, err) = run(&format!("{} --quiet", jobs.display()), &place);
+    assert_eq!(code, 3, "{err}");
+    assert!(
+        out.contains("make: rw=write") && err.contains("job look: "),
+        "{out}{err}"
+    );
+}
+
 /// Waits until the job writes; the signal is taken from before that.
 fn wait_for_writes(child: &mut Child, place: &Path) {
     let begin = Instant::now();
