@@ -3,6 +3,9 @@
 //! Every command that comes on a queue that is not authenticated goes to [`ControllerAuth::command`]; [`ControllerAuth::outcome`] says afterwards
 //! whether that is over. A transaction that failed is not begun again: the host gets AUTH_Failure1 if a message of it is due, and the driver ends the
 //! connection. The driver also bounds the time.
+//!
+//! What a host costs that has not authenticated is bounded too: one public value, computed once there is room for it, and one shared secret, since a second
+//! reply is out of order.
 
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -35,11 +38,12 @@ pub struct DhChapPolicy {
 }
 
 impl Default for DhChapPolicy {
-    /// All, the cheapest first: secrets are random and long, so that nothing is to be gained by guessing at what was overheard.
+    /// The cheapest first: secrets are random and long, so that nothing is to be gained by guessing at what was overheard. Of the groups
+    /// only the affordable ones: a peer has us compute before it has authenticated, as often as it connects.
     fn default() -> Self {
         Self {
             hashes: HashId::ALL.to_vec(),
-            groups: DhGroup::ALL.to_vec(),
+            groups: DhGroup::AFFORDABLE.to_vec(),
         }
     }
 }
@@ -282,6 +286,10 @@ impl<K: AsRef<DhChapKeys>> ControllerAuth<K> {
         let transaction = self.transaction;
         let (message, next) = match &self.step {
             Step::Challenge(hash, group) => {
+                // Before it costs anything: a host that has no room may ask as often as it likes.
+                if Challenge::bytes(*hash, *group) > room as usize {
+                    return Err(Fault::MessageLength(room));
+                }
                 let (pending, message) = challenge(*hash, *group, transaction, random);
                 (message, Step::Reply(Box::new(pending)))
             }
@@ -313,7 +321,7 @@ impl<K: AsRef<DhChapKeys>> ControllerAuth<K> {
                 (message.to_bytes(), Step::Over(Outcome::Failed(fault)))
             }
         };
-        // A host that has no room may fetch the message again; a challenge is then another one.
+        // A host that has no room may fetch the message again.
         if message.len() > room as usize {
             return Err(Fault::MessageLength(room));
         }

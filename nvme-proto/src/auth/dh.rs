@@ -44,6 +44,14 @@ impl DhGroup {
         Self::Ffdhe8192,
     ];
 
+    /// Those that cost a control thread some 10 ms at most for a public value or a shared secret; the larger ones cost twice that.
+    pub const AFFORDABLE: [Self; 4] = [
+        Self::Null,
+        Self::Ffdhe2048,
+        Self::Ffdhe3072,
+        Self::Ffdhe4096,
+    ];
+
     /// The group with this code.
     pub fn from_wire(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()

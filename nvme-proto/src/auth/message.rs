@@ -3,7 +3,9 @@
 //! Each begins with AUTH_TYPE, AUTH_ID, two reserved bytes and the transaction's identifier (T_ID). A message may be followed by bytes that nobody looks at;
 //! what its own lengths claim must be there.
 
+use super::dh::DhGroup;
 use super::fault::{AuthFault, Explanation};
+use super::hash::HashId;
 
 /// AUTH_TYPE of the messages that all protocols share.
 const COMMON: u8 = 0x00;
@@ -88,6 +90,13 @@ pub struct Challenge<'a> {
     pub challenge: &'a [u8],
     /// The controller's public value; empty in the null group.
     pub public: &'a [u8],
+}
+
+impl Challenge<'_> {
+    /// Bytes of the message with a challenge for this hash and a public value of this group.
+    pub const fn bytes(hash: HashId, group: DhGroup) -> usize {
+        HEADER_BYTES + hash.bytes() + group.value_bytes()
+    }
 }
 
 /// The host's response, and its own challenge.

@@ -647,12 +647,41 @@ fn malformed_commands_fail_alone() {
         sqe.dptr = SglDescriptor::in_capsule(long);
         refused(&mut world, sqe, &[], Fault::MessageLength(long));
     }
-    // None of these began anything; too little room for the challenge does not end anything either.
+    // None of these began anything.
     assert!(!world.auth.has_begun());
-    world.negotiate();
-    let status = Fault::MessageLength(47).status();
-    assert_eq!(world.receive_in(47), Answer::Complete(status));
-    assert_eq!(world.receive().len(), 48);
+}
+
+#[test]
+fn a_challenge_without_room_costs_nothing() {
+    for (group, bytes) in [(DhGroup::Null, 48), (DhGroup::Ffdhe2048, 304)] {
+        let mut world = World::new(None, only(HashId::Sha256, group));
+        world.negotiate();
+        let status = Fault::MessageLength(bytes - 1).status();
+        for _ in 0..3 {
+            assert_eq!(world.receive_in(bytes - 1), Answer::Complete(status));
+        }
+        assert_eq!(world.random, 0, "nothing was drawn");
+        match world.receive_in(bytes) {
+            Answer::Data(data) => assert_eq!(data.len(), bytes as usize),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn groups_that_cost_much_are_used_only_where_they_are_configured() {
+    let offer = |policy| {
+        let mut world = World::new(None, policy);
+        world.send(Message::Negotiate(Negotiate {
+            transaction: 7,
+            secure_channel: 0,
+            offer: Some((&[1], &[4, 5])),
+        }));
+        world
+    };
+    offer(DhChapPolicy::default()).failed(AuthFault::NoCommonGroup);
+    let mut world = offer(only(HashId::Sha256, DhGroup::Ffdhe6144));
+    assert_eq!(world.receive().len(), 16 + 32 + 768);
 }
 
 /// Runs up to the challenge, sends what `bad` makes of it, and expects the fault.
