@@ -44,6 +44,13 @@ pub fn read_secret(path: &Path) -> Result<Secret, String> {
             metadata.mode() & 0o7777
         ));
     }
+    let own = rustix::process::geteuid().as_raw();
+    if !is_trusted(metadata.uid(), own) {
+        return Err(format!(
+            "{shown} belongs to user {}, who can change it; it must belong to root or to the target's user, {own}: run chown {own} {shown}",
+            metadata.uid()
+        ));
+    }
     let mut text = Zeroizing::new(String::with_capacity(MAX_FILE_BYTES as usize));
     let read = file.take(MAX_FILE_BYTES).read_to_string(&mut text);
     read.map_err(unreadable)?;
@@ -53,11 +60,16 @@ pub fn read_secret(path: &Path) -> Result<Secret, String> {
     })
 }
 
+/// Whether secrets may be in a file of the user `owner`, where the target is `own`.
+fn is_trusted(owner: u32, own: u32) -> bool {
+    owner == 0 || owner == own
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::{self, Permissions};
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, chown};
 
     const SECRET: &str = "DHHC-1:00:AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAl7OaH:";
 
@@ -74,6 +86,16 @@ mod tests {
         );
         fs::set_permissions(&path, Permissions::from_mode(0o400)).unwrap();
         assert_eq!(read_secret(&path).unwrap(), SECRET.parse().unwrap());
+        assert!(is_trusted(0, 1000) && is_trusted(1000, 1000));
+        assert!(!is_trusted(1001, 1000) && !is_trusted(1001, 0));
+        // Only root can give a file away.
+        if chown(&path, Some(1001), None).is_ok() {
+            let refused = read_secret(&path).unwrap_err();
+            assert!(
+                refused.contains("belongs to user 1001") && refused.contains("chown"),
+                "{refused}"
+            );
+        }
     }
 
     #[test]
