@@ -81,12 +81,6 @@ pub fn start(
     target
         .admin_queues_so_far
         .set(target.admin_queues_so_far.get() + 1);
-    let older = served.associations_where(|other| {
-        other.same_host(&request) && other.shared.key != association.shared.key
-    });
-    let fenced = Rc::clone(&association);
-    net::spawn(async move { fenced.fence(older).await });
-
     // Bounded by `MAX_QUEUE_DEPTH`, which is 16 bits.
     let depth = request.entries as u16;
     let limits = association.limits();
@@ -132,18 +126,18 @@ pub fn start(
         }
         (Carried::Rdma(_), None) => unreachable!("RDMA connections are made with a pulse"),
     };
-    tracing::info!(
-        %peer, host = %request.hostnqn, subsystem = %request.subnqn,
-        controller = %association.shared.key.cntlid, kato_ms = request.kato_ms, "host connected"
-    );
     let queue = AdminQueue {
         pump,
         target: Rc::clone(target),
         served,
         association,
         gate: gate.map(|gate| (Box::new(gate), deadline)),
+        kato_ms: request.kato_ms,
         out: Vec::new(),
     };
+    if queue.gate.is_none() {
+        queue.welcome();
+    }
     net::spawn(async move {
         queue.run(notices).await;
         drop(counted);
@@ -208,7 +202,11 @@ fn admit(target: &Rc<Target>, connecting: &Connecting) -> Result<Admitted, Refus
             target.shards.count(),
         );
         let controller = Controller::new(init, now_ms(target));
-        let (association, notices) = Association::new(shared, controller, limits, peer);
+        let stage = match gate {
+            Some(_) => Stage::Gated,
+            None => Stage::Live,
+        };
+        let (association, notices) = Association::new(stage, shared, controller, limits, peer);
         admitted = Some(Admitted {
             served: Rc::clone(&served),
             association: Rc::clone(&association),
@@ -275,6 +273,8 @@ struct AdminQueue {
     association: Rc<Association>,
     /// What the host has to pass before anything else, and until when.
     gate: Option<(Box<Gate>, Instant)>,
+    /// The keep-alive timeout that the host asked for.
+    kato_ms: u32,
     /// Where the controller puts data for the host.
     out: Vec<u8>,
 }
@@ -301,8 +301,7 @@ impl AdminQueue {
                             break EndReason::Unauthenticated(not_passed);
                         }
                     }
-                    Event::Ended(EndReason::HostClosed) => break self.left(),
-                    Event::Ended(reason) => break reason,
+                    Event::Ended(reason) => break self.left(reason),
                 },
                 () = until(self.gate.as_ref().map(|(_, deadline)| *deadline)) => {
                     break EndReason::Unauthenticated(NotPassed::TimedOut);
@@ -330,8 +329,11 @@ impl AdminQueue {
             EndReason::HostClosed | EndReason::Stopping => {
                 tracing::info!(%host, controller = %key.cntlid, "association ends: {reason}");
             }
-            EndReason::Unauthenticated(_) => {
-                tracing::error!(%host, controller = %key.cntlid, "association ends: {reason}");
+            EndReason::Unauthenticated(why) => {
+                let peer = self.association.peer();
+                if let Some(suppressed) = self.target.auth_failures.allow(&why, Instant::now()) {
+                    tracing::warn!(%peer, %host, suppressed, "association ends: the host did not authenticate: {why}");
+                }
             }
             _ => tracing::warn!(%host, controller = %key.cntlid, "association ends: {reason}"),
         }
@@ -359,12 +361,26 @@ impl AdminQueue {
         );
     }
 
-    /// Why the association of a host ends that closed its connection.
-    fn left(&self) -> EndReason {
+    /// Why the association of a host ends whose connection ended.
+    fn left(&self, reason: EndReason) -> EndReason {
         match &self.gate {
-            Some((gate, _)) => EndReason::Unauthenticated(NotPassed::gone(gate)),
-            None => EndReason::HostClosed,
+            Some((gate, _)) => EndReason::Unauthenticated(NotPassed::ended(gate, reason)),
+            None => reason,
         }
+    }
+
+    /// The host is who it says, or nobody asks it: it may go on, and what this association replaces is looked for.
+    fn welcome(&self) {
+        let association = Rc::clone(&self.association);
+        association.advance(Stage::Live);
+        let older = self
+            .served
+            .associations_where(|other| other.precedes(&association));
+        tracing::info!(
+            peer = %association.peer(), host = %association.shared.host_nqn, subsystem = %self.served.info.nqn,
+            controller = %association.shared.key.cntlid, kato_ms = self.kato_ms, older = older.len(), "host connected"
+        );
+        net::spawn(async move { association.fence(older).await });
     }
 
     /// Carries out a command. An error ends the association.
@@ -376,6 +392,7 @@ impl AdminQueue {
                     verdict.map_err(NotPassed::Fault)?;
                     self.gate = None;
                     tracing::info!(host = %self.association.shared.host_nqn, "host authenticated");
+                    self.welcome();
                 }
             }
         }

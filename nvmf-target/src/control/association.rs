@@ -58,6 +58,8 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 /// Where an association stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
+    /// The host has not authenticated yet: it has no I/O queues, and no other association waits for this one.
+    Gated,
     /// Commands are taken.
     Live,
     /// No more commands are taken; those that run are finishing.
@@ -97,7 +99,7 @@ pub enum EndReason {
     #[error("the host did not authenticate: {0}")]
     Unauthenticated(NotPassed),
     /// The host's keys are others now.
-    #[error("the host's keys were changed; it has to authenticate anew")]
+    #[error("the host's keys were changed or removed")]
     KeysChanged,
     /// The host lost its permission.
     #[error("the host is not allowed any more")]
@@ -177,8 +179,9 @@ struct IoQueue {
 }
 
 impl Association {
-    /// A live association over the connection `admin`, and the notices for its admin queue.
+    /// An association over the connection `admin`, live or gated, and the notices for its admin queue.
     pub fn new(
+        stage: Stage,
         shared: Arc<ControllerShared>,
         controller: Controller,
         limits: AnnouncedLimits,
@@ -187,7 +190,7 @@ impl Association {
         let (notices, receiver) = mpsc::unbounded_channel();
         let association = Association {
             shared,
-            stage: watch::Sender::new(Stage::Live),
+            stage: watch::Sender::new(stage),
             fence: watch::Sender::new(false),
             admin,
             notices,
@@ -233,9 +236,13 @@ impl Association {
         let _ = stage.wait_for(|stage| *stage == Stage::Ended).await;
     }
 
-    /// Whether this is an association of the same host with the same subsystem.
-    pub fn same_host(&self, request: &ConnectRequest) -> bool {
-        self.shared.host_nqn == request.hostnqn && self.shared.host_id == request.host_id.0
+    /// Whether this has to be gone, or alive, before the I/O of `newer` may start, an association with the same subsystem: it is
+    /// another one of the same host. One at its gate is only claimed to be.
+    pub fn precedes(&self, newer: &Association) -> bool {
+        self.stage() != Stage::Gated
+            && self.shared.key != newer.shared.key
+            && self.shared.host_nqn == newer.shared.host_nqn
+            && self.shared.host_id == newer.shared.host_id
     }
 
     /// What the host was told that it may use.

@@ -1,5 +1,5 @@
 //! Connect of an I/O queue: is there such a controller, does the host own it, may the queue exist; then over to a shard, which
-//! answers the host.
+//! answers the host. Where the host has to authenticate it is answered here, and nothing is reserved before it has: a name can be claimed by anybody.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -24,34 +24,46 @@ use crate::shard::{Adopt, Connection};
 /// How long a queue of the same identifier has to go away: a host that reconnects a queue races the end of its own old connection.
 const OLD_QUEUE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Hands the connection to a shard. An error leaves it as it was.
+/// Hands the connection to a shard, at once or when its host has authenticated. An error leaves it as it was.
 pub async fn start(
     target: &Rc<Target>,
     connecting: Connecting,
     deadline: Instant,
 ) -> Result<(), Refused> {
-    match admit(target, &connecting, deadline).await {
-        Ok((place, None)) => hand_over(target, &place, connecting),
-        Ok((place, Some(gate))) => {
-            authenticate(target, &place, connecting, gate, deadline).await;
-            Ok(())
+    let request = &connecting.request;
+    let found = find(target, &connecting).and_then(|(association, gate)| {
+        check(&association, request)?;
+        Ok((association, gate))
+    });
+    let refusal = match found {
+        Ok((association, Some(gate))) => {
+            authenticate(target, association, connecting, gate, deadline).await;
+            return Ok(());
         }
-        Err(refusal) => Err(Box::new((refusal, connecting))),
+        Ok((association, None)) => match reserve(target, association, request, deadline).await {
+            Ok(place) => return hand_over(target, &place, connecting),
+            Err(refusal) => refusal,
+        },
+        Err(refusal) => refusal,
+    };
+    Err(Box::new((refusal, connecting)))
+}
+
+/// Checks the request against what there is. A queue of the same identifier may still go.
+fn check(association: &Association, request: &ConnectRequest) -> Result<(), Refusal> {
+    match association.check_io_connect(request) {
+        Ok(()) | Err(Fault::QidInUse(_)) => Ok(()),
+        Err(fault) => Err(fault.into()),
     }
 }
 
-/// Checks the request against what there is, waits for the fence, and reserves queue identifier and shard.
-async fn admit(
+/// Waits for the fence, and reserves queue identifier and shard if the queue may still exist.
+async fn reserve(
     target: &Target,
-    connecting: &Connecting,
+    association: Rc<Association>,
+    request: &ConnectRequest,
     deadline: Instant,
-) -> Result<(Place, Option<Gate>), Refusal> {
-    let request = &connecting.request;
-    let (association, gate) = find(target, connecting)?;
-    match association.check_io_connect(request) {
-        Ok(()) | Err(Fault::QidInUse(_)) => {}
-        Err(fault) => return Err(fault.into()),
-    }
+) -> Result<Place, Refusal> {
     // The deadline of the handshake bounds the wait; a host that still waits then is told to come again.
     if timeout_at(deadline, association.fenced()).await.is_err() {
         return Err(Refusal::for_now(
@@ -64,7 +76,7 @@ async fn admit(
         .reserve_queue(request, shard, OLD_QUEUE_PATIENCE)
         .await;
     match reserved {
-        Ok(()) => Ok((Place { association, shard }, gate)),
+        Ok(()) => Ok(Place { association, shard }),
         Err(fault) => {
             target.shards.unplace(shard);
             let mut refusal = Refusal::from(fault);
@@ -95,29 +107,28 @@ fn find(
     Ok((association, gate))
 }
 
-/// What a new queue belongs to.
+/// What a new queue is made with: what the controller announced, not what the configuration says by now.
+fn limits(association: &Association, request: &ConnectRequest) -> QueueLimits {
+    let announced = association.limits();
+    QueueLimits {
+        // At most the controller's limit, which is 16 bits.
+        depth: request.entries as u16,
+        in_capsule_bytes: announced.controller.in_capsule_bytes,
+        max_transfer_bytes: announced.controller.max_transfer_bytes,
+        r2t_window_bytes: announced.r2t_window_bytes,
+        flow_control: !request.disable_sq_flow_control,
+        success_flag: announced.success_flag,
+        admin: false,
+    }
+}
+
+/// What is reserved for a new queue.
 struct Place {
     association: Rc<Association>,
     shard: usize,
 }
 
 impl Place {
-    /// What the queue is made with: what the controller announced, not what the configuration says by now.
-    fn limits(&self, connecting: &Connecting) -> QueueLimits {
-        let request = &connecting.request;
-        let announced = self.association.limits();
-        QueueLimits {
-            // At most the controller's limit, which is 16 bits.
-            depth: request.entries as u16,
-            in_capsule_bytes: announced.controller.in_capsule_bytes,
-            max_transfer_bytes: announced.controller.max_transfer_bytes,
-            r2t_window_bytes: announced.r2t_window_bytes,
-            flow_control: !request.disable_sq_flow_control,
-            success_flag: announced.success_flag,
-            admin: false,
-        }
-    }
-
     /// Gives up what was reserved for the queue.
     fn undo(&self, target: &Target, qid: Qid) {
         self.association.release_queue(qid);
@@ -128,18 +139,21 @@ impl Place {
 /// Has the host authenticate on the queue, and hands it to its shard then. Otherwise the connection ends.
 async fn authenticate(
     target: &Rc<Target>,
-    place: &Place,
+    association: Rc<Association>,
     connecting: Connecting,
     mut gate: Gate,
     deadline: Instant,
 ) {
-    let limits = place.limits(&connecting);
-    let addresses = connecting.addresses();
+    let (limits, addresses) = (
+        limits(&association, &connecting.request),
+        connecting.addresses(),
+    );
     let Connecting {
         carried,
         counted,
         request,
     } = connecting;
+    let (peer, qid) = (addresses.1, request.qid);
     let Carried::Tcp {
         stream,
         params,
@@ -147,7 +161,7 @@ async fn authenticate(
     } = carried
     else {
         // The gate refuses RDMA.
-        return place.undo(target, request.qid);
+        return;
     };
     let mut conn = ControllerConn::new(params, limits);
     let result = ConnectResult {
@@ -162,28 +176,42 @@ async fn authenticate(
         passed = timeout_at(deadline, auth::pass(&mut gate, &mut pump)) => {
             passed.unwrap_or(Err(NotPassed::TimedOut))
         }
-        () = place.association.ended() => Err(NotPassed::Gone),
+        () = association.ended() => return pump.close().await,
     };
-    let (peer, qid) = (addresses.1, request.qid);
     if let Err(why) = passed {
-        place.undo(target, qid);
-        if place.association.stage() == Stage::Live {
-            tracing::error!(%peer, host = %request.hostnqn, queue = %qid, "an I/O queue ends: the host did not authenticate on it: {why}");
+        if association.stage() == Stage::Live
+            && let Some(suppressed) = target.auth_failures.allow(&why, Instant::now())
+        {
+            tracing::warn!(%peer, host = %request.hostnqn, queue = %qid, suppressed, "an I/O queue ends: the host did not authenticate on it: {why}");
         }
         return pump.close().await;
     }
-    let parts = match auth::over_tcp(pump) {
-        Some(pump) => pump.into_parts().await,
-        None => None,
+    // The host waits for its last message meanwhile, and sends nothing.
+    let place = match reserve(target, association, &request, deadline).await {
+        Ok(place) => place,
+        Err(Refusal { reason, .. }) => {
+            tracing::warn!(%peer, host = %request.hostnqn, queue = %qid, "an I/O queue ends: {reason}");
+            return pump.close().await;
+        }
     };
-    let Some((stream, conn)) = parts else {
-        tracing::warn!(%peer, host = %request.hostnqn, queue = %qid, "an I/O queue ends: it failed, or the host sent commands before it had authenticated");
+    let Some(mut pump) = auth::over_tcp(pump) else {
         return place.undo(target, qid);
+    };
+    let is_sent = tokio::select! {
+        sent = timeout_at(deadline, pump.drain()) => sent.unwrap_or(false),
+        () = place.association.ended() => false,
     };
     // From here to the shard nothing is awaited, so that the association's end cannot overtake the queue.
     if place.association.stage() != Stage::Live {
-        return place.undo(target, qid);
+        place.undo(target, qid);
+        return pump.close().await;
     }
+    if !is_sent || !pump.is_quiet() {
+        tracing::warn!(%peer, host = %request.hostnqn, queue = %qid, "an I/O queue ends: it failed, or the host sent commands before it had authenticated");
+        place.undo(target, qid);
+        return pump.close().await;
+    }
+    let (stream, conn) = pump.into_parts();
     match stream.to_owned_fd() {
         Ok(fd) => {
             let connection = Connection::Tcp {
@@ -192,7 +220,7 @@ async fn authenticate(
                 conn: Box::new(conn),
             };
             adopt(
-                target, place, connection, limits, &request, counted, addresses,
+                target, &place, connection, limits, &request, counted, addresses,
             );
         }
         Err(error) => {
@@ -206,7 +234,7 @@ fn hand_over(target: &Rc<Target>, place: &Place, connecting: Connecting) -> Resu
     let request = &connecting.request;
     let addresses = connecting.addresses();
     let peer = addresses.1;
-    let limits = place.limits(&connecting);
+    let limits = limits(&place.association, request);
     // The stream's socket is closed here once the shard has its own descriptor.
     let (connection, _stream) = match connecting.carried {
         Carried::Tcp {

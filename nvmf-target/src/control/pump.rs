@@ -304,43 +304,43 @@ impl Pump {
         self.write = Some(Box::pin(async move { stream.write_all(out).await }));
     }
 
-    /// Takes the pump apart once everything is sent, for somebody else to go on. `None`: the connection failed, or the host has commands open that it could
-    /// not know to be allowed yet.
-    ///
-    /// Nothing is read ahead: a read is begun only when no command is ready, and whatever one brought has been given to the protocol.
-    pub async fn into_parts(mut self) -> Option<(Stream, ControllerConn)> {
+    /// Sends everything that there is to send. `false`: the connection failed. May be dropped like [`Pump::next`].
+    pub async fn drain(&mut self) -> bool {
         loop {
             self.flush();
-            let Some(write) = &mut self.write else { break };
+            let Some(write) = &mut self.write else {
+                return true;
+            };
             let (result, buffer) = write.await;
             self.write = None;
             self.spare = buffer;
-            result.ok()?;
+            if result.is_err() {
+                return false;
+            }
         }
-        let is_quiet = self.read.is_none() && self.ended.is_none() && self.ready.is_empty();
-        (is_quiet && self.conn.in_flight() == 0).then_some((self.stream, self.conn))
+    }
+
+    /// Whether somebody else may go on with the connection: it stands, everything is sent, and the host has no command open, which on a queue at its gate it
+    /// could not know to be allowed yet.
+    ///
+    /// Nothing is read ahead: a read is begun only when no command is ready, and whatever one brought has been given to the protocol.
+    pub fn is_quiet(&self) -> bool {
+        self.read.is_none()
+            && self.write.is_none()
+            && self.ended.is_none()
+            && self.ready.is_empty()
+            && self.conn.in_flight() == 0
+    }
+
+    /// Takes a quiet pump apart.
+    pub fn into_parts(self) -> (Stream, ControllerConn) {
+        (self.stream, self.conn)
     }
 
     /// Sends what is still to be sent, within reason, and ends the connection. After a termination request the host gets
     /// time to read it.
     pub async fn close(mut self) {
-        let last_write = async {
-            loop {
-                self.flush();
-                match &mut self.write {
-                    Some(write) => {
-                        let (result, buffer) = write.await;
-                        self.write = None;
-                        self.spare = buffer;
-                        if result.is_err() {
-                            return;
-                        }
-                    }
-                    None => return,
-                }
-            }
-        };
-        let sent = timeout(LAST_WRITE_LIMIT, last_write).await.is_ok();
+        let sent = timeout(LAST_WRITE_LIMIT, self.drain()).await.is_ok();
         if sent && self.conn.is_terminating() && self.read.is_none() {
             linger(&self.stream).await;
         }

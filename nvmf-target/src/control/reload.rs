@@ -203,6 +203,14 @@ async fn bind(target: &Rc<Target>, plan: &Plan) -> anyhow::Result<Vec<(Address, 
 async fn put_in_place(target: &Rc<Target>, config: Config, plan: Plan, prepared: Prepared) {
     let discovery = Snapshot::take(target);
     let old_keys = target.config.replace(config).authentication.keys;
+    // Whoever got in with the old keys, or without any, has to show that it has the new.
+    for served in target.subsystems() {
+        let changed = |association: &Association| {
+            let host = &association.shared.host_nqn;
+            target.config.borrow().authentication.keys.get(host) != old_keys.get(host)
+        };
+        served.end_where(changed, EndReason::KeysChanged).await;
+    }
     if let Some(tls) = prepared.api_tls {
         target.api_tls.replace(Some(Rc::new(tls)));
     }
@@ -228,20 +236,6 @@ async fn put_in_place(target: &Rc<Target>, config: Config, plan: Plan, prepared:
     }
     target.listeners.settle(target).await;
     discovery.announce(target);
-    // Whoever got in with the old keys, or without any, has to show that it has the new.
-    for served in target.subsystems() {
-        let changed = |association: &Association| {
-            let keys = target
-                .config
-                .borrow()
-                .authentication
-                .keys
-                .get(&association.shared.host_nqn)
-                .cloned();
-            keys != old_keys.get(&association.shared.host_nqn).cloned()
-        };
-        served.end_where(changed, EndReason::KeysChanged).await;
-    }
 }
 
 async fn change_subsystem(target: &Target, change: Change) {

@@ -143,6 +143,8 @@ pub struct Target {
     pub api_tls: RefCell<Option<Rc<Tls>>>,
     /// Admin queues that were ever connected.
     pub admin_queues_so_far: Cell<u64>,
+    /// Hosts that did not authenticate, as far as the log is told.
+    pub auth_failures: super::auth::Failures,
     /// Held by whoever changes what is served, from the first check to the end.
     pub changes: Mutex<()>,
 }
@@ -183,6 +185,7 @@ impl Target {
             transports: RefCell::default(),
             api_tls: RefCell::default(),
             admin_queues_so_far: Cell::new(0),
+            auth_failures: super::auth::Failures::default(),
             changes: Mutex::new(()),
         })
     }

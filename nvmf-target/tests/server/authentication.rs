@@ -72,6 +72,16 @@ fn negotiate(queue: &mut TestHost) {
 
 /// Goes through a transaction with `secret`, `ours` being what the controller is asked for. Returns what the target said in the end.
 fn authenticate(queue: &mut TestHost, secret: &str, ours: Option<&str>) -> Vec<u8> {
+    authenticate_with(queue, secret, ours, |queue| receive(queue).data)
+}
+
+/// The same, where `fetch_last` fetches the target's last message.
+fn authenticate_with(
+    queue: &mut TestHost,
+    secret: &str,
+    ours: Option<&str>,
+    fetch_last: impl FnOnce(&mut TestHost) -> Vec<u8>,
+) -> Vec<u8> {
     let secret: Secret = secret.parse().unwrap();
     let (host, subsystem) = (HOST.parse().unwrap(), NQN.parse().unwrap());
     negotiate(queue);
@@ -104,7 +114,7 @@ fn authenticate(queue: &mut TestHost, secret: &str, ours: Option<&str>) -> Vec<u
             public: &pair.as_ref().map(DhKeyPair::public).unwrap_or_default(),
         }),
     );
-    let last = receive(queue).data;
+    let last = fetch_last(queue);
     if let Some(ours) = ours
         && let Ok(Message::Success1 { response, .. }) = Message::parse(&last)
     {
@@ -193,6 +203,30 @@ fn no_other_command_is_carried_out_before() {
     target.wait_log("did not authenticate: it went away in the middle");
     drop(admin(&target));
     target.wait_log("nvme connect --dhchap-secret");
+    let log = target.log_so_far();
+    assert!(!log.iter().any(|line| line.contains("host connected")));
+}
+
+#[test]
+fn who_only_claims_to_be_the_host_does_not_get_in_its_way() {
+    let mut target = target("");
+    let claimed = admin(&target);
+    let first = session(&target);
+    let line = target.wait_log("host connected");
+    assert!(line.contains("older=0"), "{line}");
+    let mut squatter = first.io_queue(1);
+    let mut queue = first.io_queue(1);
+    assert!(succeeded(&authenticate(&mut queue, SECRET, None)));
+    assert_eq!(queue.read(0, 512).unwrap(), vec![0; 512]);
+    // Nor does one take the queue away that shows the secret later.
+    authenticate(&mut squatter, SECRET, None);
+    squatter.wait_closed();
+    target.wait_log("an I/O queue ends: ");
+    assert_eq!(queue.read(0, 512).unwrap(), vec![0; 512]);
+    let second = session(&target);
+    let line = target.wait_log("host connected");
+    assert!(line.contains("older=1"), "{line}");
+    drop((claimed, second));
 }
 
 #[test]
@@ -250,23 +284,34 @@ fn a_host_that_takes_too_long_is_shut_out() {
     negotiate(&mut queue);
     queue.wait_closed();
     target.wait_log("did not do so in time");
+}
+
+#[test]
+fn an_io_queue_that_takes_too_long_is_shut_out() {
+    let mut target = target("");
     let session = session(&target);
+    let text = text(target.dir.path(), "[limits]\nhandshake-ms = 1000\n");
+    assert!(target.reload(&text).contains("configuration reloaded"));
     session.io_queue(1).wait_closed();
     target.wait_log("did not do so in time");
 }
 
 #[test]
 fn commands_behind_the_last_message_do_not_get_through() {
-    let target = target("");
+    let mut target = target("");
     let session = session(&target);
     let mut queue = session.io_queue(1);
-    negotiate(&mut queue);
-    // Sent together: a host cannot know yet that it may.
-    let fetch = AuthSqe::receive(4096).into_sqe();
-    queue.submit(&fetch, Transfer::ToHost(4096), vec![0; 4096]);
-    let read = queue.start_read(0, 512);
-    let done = queue.wait(read);
-    assert_eq!(done.status, REQUIRED);
+    let last = authenticate_with(&mut queue, SECRET, None, |queue| {
+        // Sent together: a host cannot know yet that it may.
+        let fetch = AuthSqe::receive(4096).into_sqe();
+        let fetch = queue.submit(&fetch, Transfer::ToHost(4096), vec![0; 4096]);
+        queue.start_read(0, 512);
+        queue.wait(fetch).data
+    });
+    assert!(succeeded(&last));
+    queue.wait_closed();
+    assert_eq!(queue.completed(), 0);
+    target.wait_log("sent commands before it had authenticated");
 }
 
 #[test]
