@@ -4,8 +4,10 @@ use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute, transmute_ref};
 
 use crate::controller::Fault;
+use crate::wire::fabrics::fabrics_sqe;
+use crate::wire::opcode::FctypeCode;
 use crate::wire::sgl::SglDescriptor;
-use crate::wire::{Opcode, Sqe};
+use crate::wire::{FabricsType, Opcode, Sqe};
 
 /// Security Protocol (SECP): those of NVM Express.
 pub const SECP_NVME: u8 = 0xe9;
@@ -45,17 +47,16 @@ const _: () = assert!(size_of::<AuthSqe>() == Sqe::SIZE);
 impl AuthSqe {
     /// Authentication Send of a message of so many bytes. The transport puts the SGL in.
     pub fn send(bytes: u32) -> Self {
-        Self::new(0x05, bytes)
+        Self::new(FabricsType::AUTHENTICATION_SEND, bytes)
     }
 
     /// Authentication Receive with room for so many bytes.
     pub fn receive(bytes: u32) -> Self {
-        Self::new(0x06, bytes)
+        Self::new(FabricsType::AUTHENTICATION_RECEIVE, bytes)
     }
 
-    fn new(fctype: u8, bytes: u32) -> Self {
-        let mut sqe = Self::from_sqe(&Sqe::new(Opcode::FABRICS));
-        sqe.fctype = fctype;
+    fn new(fctype: FctypeCode, bytes: u32) -> Self {
+        let mut sqe = Self::from_sqe(&fabrics_sqe(fctype));
         sqe.spsp = SPSP_DH_HMAC_CHAP;
         sqe.secp = SECP_NVME;
         sqe.length = U32::new(bytes);

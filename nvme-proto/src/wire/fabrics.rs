@@ -80,7 +80,7 @@ impl ConnectSqe {
 }
 
 /// A fabrics SQE with nothing but its type.
-fn fabrics_sqe(fctype: super::opcode::FctypeCode) -> Sqe {
+pub(crate) fn fabrics_sqe(fctype: super::opcode::FctypeCode) -> Sqe {
     let mut sqe = Sqe::new(Opcode::FABRICS);
     sqe.nsid = U32::new(u32::from(fctype.0));
     sqe

@@ -75,6 +75,17 @@ pub fn check_identify_text(text: &str, max_chars: usize) -> Result<(), String> {
     Ok(())
 }
 
+/// Judges a path in a file, which must mean the same wherever the target is started.
+pub fn check_absolute(path: &Path) -> Result<(), String> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(format!(
+        "{} depends on where the target is started; write an absolute path",
+        path.display()
+    ))
+}
+
 /// Judges the size of a namespace.
 pub fn check_size(size_bytes: u64) -> Result<(), String> {
     if size_bytes < MIN_NAMESPACE_BYTES {

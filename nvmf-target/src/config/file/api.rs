@@ -7,6 +7,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::super::problem::{Collector, Place};
+use super::super::rules::check_absolute;
 use super::super::{ApiOptions, Chosen, ClientName, TlsOptions};
 
 #[derive(Default, Deserialize)]
@@ -70,14 +71,7 @@ fn place(key: &str, path: Option<Spanned<PathBuf>>, problems: &mut Collector) ->
 }
 
 fn absolute(path: PathBuf, or: &str, place: &Place, problems: &mut Collector) -> PathBuf {
-    if !path.is_absolute() {
-        problems.push(
-            place,
-            format!(
-                "{} depends on where the target is started; write an absolute path{or}",
-                path.display()
-            ),
-        );
-    }
+    let checked = check_absolute(&path).map_err(|error| format!("{error}{or}"));
+    problems.ok(place, checked);
     path
 }

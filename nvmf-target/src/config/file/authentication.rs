@@ -12,6 +12,7 @@ use crate::config::Authentication;
 use crate::config::authentication::read_secret;
 use crate::config::nqn::host_nqn;
 use crate::config::problem::{Collector, Place};
+use crate::config::rules;
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -31,17 +32,10 @@ pub(super) struct RawHost {
 impl RawAuthentication {
     pub(super) fn check(self, hosts: Vec<RawHost>, problems: &mut Collector) -> Authentication {
         let all = DhChapPolicy::default();
-        let named = |name: &str| HashId::ALL.into_iter().find(|hash| hash.name() == name);
-        let hashes = chosen(
-            "hashes",
-            self.hashes,
-            named,
-            "sha256, sha384, sha512",
-            problems,
-        );
-        let named = |name: &str| DhGroup::ALL.into_iter().find(|group| group.name() == name);
-        let names = "null, ffdhe2048, ffdhe3072, ffdhe4096, ffdhe6144, ffdhe8192";
-        let groups = chosen("dh-groups", self.dh_groups, named, names, problems);
+        let there_are = HashId::ALL.map(|hash| (hash.name(), hash));
+        let hashes = chosen("hashes", self.hashes, &there_are, problems);
+        let there_are = DhGroup::ALL.map(|group| (group.name(), group));
+        let groups = chosen("dh-groups", self.dh_groups, &there_are, problems);
         let mut keys = BTreeMap::new();
         for host in hosts {
             let place = Place::at("nqn", host.nqn.span());
@@ -77,17 +71,18 @@ impl RawAuthentication {
     }
 }
 
-/// A list of names, the preferred first.
+/// A list of names, the preferred first, from those that `there_are`.
 fn chosen<T: Copy>(
     key: &str,
     list: Option<Spanned<Vec<String>>>,
-    named: impl Fn(&str) -> Option<T>,
-    names: &str,
+    there_are: &[(&str, T)],
     problems: &mut Collector,
 ) -> Option<Vec<T>> {
     let list = list?;
     let place = Place::at(key, list.span());
     let list = list.into_inner();
+    let names = there_are.iter().map(|(name, _)| *name);
+    let names = names.collect::<Vec<_>>().join(", ");
     if list.is_empty() {
         problems.push(
             &place,
@@ -95,8 +90,9 @@ fn chosen<T: Copy>(
         );
     }
     let found = list.iter().map(|name| {
-        let found = named(name).ok_or_else(|| format!("{name:?} is none of {names}"));
-        problems.ok(&place, found)
+        let found = there_are.iter().find(|(there, _)| there == name);
+        let found = found.ok_or_else(|| format!("{name:?} is none of {names}"));
+        problems.ok(&place, found).map(|(_, found)| *found)
     });
     Some(found.flatten().collect())
 }
@@ -104,15 +100,6 @@ fn chosen<T: Copy>(
 fn secret(key: &str, path: Spanned<PathBuf>, problems: &mut Collector) -> Option<Secret> {
     let place = Place::at(key, path.span());
     let path = path.into_inner();
-    if !path.is_absolute() {
-        problems.push(
-            &place,
-            format!(
-                "{} depends on where the target is started; write an absolute path",
-                path.display()
-            ),
-        );
-        return None;
-    }
+    problems.ok(&place, rules::check_absolute(&path))?;
     problems.ok(&place, read_secret(&path))
 }

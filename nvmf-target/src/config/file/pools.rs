@@ -11,7 +11,7 @@ use toml::Spanned;
 use super::ranged_size;
 use crate::config::nqn::subsystem_nqn;
 use crate::config::problem::{Collector, Place};
-use crate::config::rules::Unique;
+use crate::config::rules::{Unique, check_absolute};
 use crate::pool::config::DEFAULT_EXTENT_BYTES;
 use crate::pool::{MAX_NAME_BYTES, Overcommit, PoolConfig, check_name};
 
@@ -44,15 +44,7 @@ pub(super) fn check(
         problems.ok(&place, check_name(&name));
         let place = Place::at("path", raw.path.span());
         let path = raw.path.into_inner();
-        if !path.is_absolute() {
-            problems.push(
-                &place,
-                format!(
-                    "{} depends on where the target is started; write an absolute path",
-                    path.display()
-                ),
-            );
-        }
+        problems.ok(&place, check_absolute(&path));
         paths.check(path.clone(), &format!("the pool {name}"), &place, problems);
         let place = Place::at("nqn-prefix", raw.nqn_prefix.span());
         let nqn_prefix = raw.nqn_prefix.into_inner();

@@ -260,15 +260,10 @@ fn check_storage(
             &Place::at("path", path.span()),
             "memory and null namespaces have no path; leave the key out",
         ),
-        Some(path) if !path.get_ref().is_absolute() => problems.push(
-            &Place::at("path", path.span()),
-            format!(
-                "{} depends on where the target is started; write an absolute path",
-                path.get_ref().display()
-            ),
-        ),
         Some(path) => {
+            let place = Place::at("path", path.span());
             let path = path.into_inner();
+            problems.ok(&place, rules::check_absolute(&path))?;
             return Some(match kind {
                 RawKind::File => BackingSpec::File { path, size_bytes },
                 RawKind::Block => BackingSpec::Block { path },
